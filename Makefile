@@ -1,0 +1,24 @@
+# Every target sets up first what it needs; .ci/setup leaves alone what is there and current.
+.PHONY: setup demo test lint bench clean
+
+setup:
+	@.ci/setup
+
+demo: setup
+	@.venv/bin/python -m tests.demo
+
+test: setup lint
+	.venv/bin/python -m pytest -q
+
+lint:
+	@.ci/setup environment
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: setup
+	@.venv/bin/python -m tests.bench
+
+clean:
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
