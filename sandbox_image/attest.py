@@ -1,0 +1,89 @@
+"""What the box can say of its own confinement, read by the supervisor before any model code runs.
+
+The host compares it with the policy (:mod:`orchestrator.sandbox.hardening`). It is believed because nothing but the
+image, which is used by id, has run so far.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+_STATUS_FIELDS = frozenset(
+    ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
+)
+_CGROUP_FILES = {
+    # what: (cgroup v2, cgroup v1); Linux Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/
+    "memory": ("memory.max", "memory/memory.limit_in_bytes"),
+    "swap": ("memory.swap.max", "memory/memory.memsw.limit_in_bytes"),
+    "pids": ("pids.max", "pids/pids.max"),
+    "cpu_quota": ("cpu.max", "cpu/cpu.cfs_quota_us"),
+    "cpu_period": ("cpu.max", "cpu/cpu.cfs_period_us"),
+}
+_LIMITS = ("Max open files", "Max core file size", "Max locked memory", "Max msgqueue size", "Max file size")
+
+
+def read(path: str, most: int = 65536) -> str:
+    """Return the text of a small file, or an empty text where there is none to read."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib costs 10 ms of start-up
+            return file.read(most).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed in this box for want of memory."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        for line in read(path).splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill" and count.isdigit():
+                return int(count)
+    return 0
+
+
+def gather() -> dict[str, Any]:
+    """Return the facts: identity, capabilities, seccomp, mounts, limits, interfaces, descriptors, environment."""
+    status = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
+    limits = {}
+    for line in read("/proc/self/limits").splitlines():
+        for name in _LIMITS:
+            if line.startswith(name):
+                limits[name] = line[26:].split()[:2]
+    return {
+        "status": {name: value.strip() for name, value in status.items() if name in _STATUS_FIELDS},
+        "pid": os.getpid(),
+        "mounts": [_mount(line) for line in read("/proc/self/mountinfo").splitlines()],
+        "cgroup": {
+            what: read(f"/sys/fs/cgroup/{v2}") or read(f"/sys/fs/cgroup/{v1}")
+            for what, (v2, v1) in _CGROUP_FILES.items()
+        },
+        "cgroup_path": read("/proc/self/cgroup"),
+        "limits": limits,
+        "interfaces": sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys/class/net") else [],  # noqa: PTH112, PTH208
+        "hostname": os.uname().nodename,
+        "kernel": read("/proc/version"),
+        "namespaces": {
+            name: os.readlink(f"/proc/self/ns/{name}")  # noqa: PTH115
+            for name in ("net", "ipc", "cgroup", "pid", "mnt", "uts")
+        },
+        "descriptors": _descriptors(),
+        "environment": sorted(os.environ),
+    }
+
+
+def _mount(line: str) -> list[str]:
+    # proc(5): id parent major:minor root mountpoint options [optional...] - type source super-options
+    left, _, right = line.partition(" - ")
+    fields, tail = left.split(" "), right.split(" ")
+    return [fields[4], tail[0], fields[5], tail[-1]] if len(fields) > 5 and tail else ["?", "?", "?", "?"]  # noqa: PLR2004
+
+
+def _descriptors() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        try:
+            found.append(f"{name} {os.readlink('/proc/self/fd/' + name)}")  # noqa: PTH115
+        except OSError:
+            continue  # the descriptor of this very listing
+    return found

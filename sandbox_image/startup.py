@@ -1,0 +1,275 @@
+"""Starts ipykernel in the box: sockets on a private tmpfs, nothing of IPython that needs a network, disk or terminal.
+
+The supervisor runs this as its child. When the sockets are bound it says so, waits for the context, puts ``context``
+and the functions of :mod:`sandbox_image.guest_api` into the namespace, says that it is ready, and serves.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import sys
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+
+from ipykernel.iostream import IOPubThread, OutStream
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
+from IPython.core.formatters import DisplayFormatter
+from IPython.core.profiledir import ProfileDir
+from jupyter_client.session import Session
+from traitlets import Type
+from traitlets.config import Config
+
+from sandbox_image import wire
+from sandbox_image.gate import cut
+from sandbox_image.guest_api import Connection, GuestApi
+from sandbox_image.wire import Kind
+
+RPC_FD = 3
+CONTEXT_FD = 4
+
+
+class BoxStream(OutStream):
+    """stdout and stderr, in pieces that fit the gate: one print of 100 MB must not become one message."""
+
+    PIECE = 1 << 18
+
+    def write(self, string: str) -> int:
+        """Write ``string``; lone surrogates, which no JSON can carry, become question marks."""
+        if not isinstance(string, str):
+            raise TypeError(f"write() argument must be str, not {type(string).__name__}")
+        if os.getpid() != self._master_pid:
+            # A fork has no thread that publishes; what it writes to the descriptor is read by the one of its parent.
+            return _write_all(self._original_stdstream_fd, string)
+        if not string.isascii():
+            string = string.encode("utf-8", "replace").decode()
+        if len(string) <= self.PIECE:
+            super().write(string)
+            return len(string)
+        for start in range(0, len(string), self.PIECE):
+            super().write(string[start : start + self.PIECE])
+            self.flush()
+        return len(string)
+
+    def flush(self) -> None:
+        """Publish what is buffered; a fork buffers nothing."""
+        if os.getpid() == self._master_pid:
+            super().flush()
+
+    def close(self) -> None:
+        """Stay open: a cell that closes its output must not silence all later ones."""
+        self.flush()
+
+
+class BoxFormatter(DisplayFormatter):
+    """Values as ``text/plain`` alone, cut to what can leave the box."""
+
+    def format(self, obj: Any, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the text of ``obj``; whatever else it offers stays behind."""
+        data, _ = super().format(obj, *args, **kwargs)
+        return _plain(data), {}
+
+
+class BoxPublisher(ZMQDisplayPublisher):
+    """Publishes ``text/plain`` alone: a picture of 100 MB would tear down the channel for the text beside it."""
+
+    def publish(self, data: dict[str, Any], *_: Any, **kwargs: Any) -> None:
+        """Publish the text in ``data``, if there is one."""
+        plain = _plain(data)
+        if plain:
+            super().publish(plain, {}, update=kwargs.get("update", False))
+
+
+class BoxShell(ZMQInteractiveShell):
+    """The shell, with tracebacks and results cut before they are serialised."""
+
+    output_limit = 1 << 18
+    display_pub_class = Type(BoxPublisher)
+
+    def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
+        text = "\n".join(stb)
+        stb = stb if len(text) <= self.output_limit else [cut(text, self.output_limit)]
+        if len(str(evalue)) > self.output_limit:
+            evalue = cut(str(evalue), self.output_limit)
+        super()._showtraceback(etype, evalue, stb)
+
+    def init_display_formatter(self) -> None:
+        """Produce ``text/plain`` alone; of a long text, only what is kept is ever escaped."""
+        formatter = self.display_formatter = BoxFormatter(parent=self)
+        formatter.active_types = ["text/plain"]
+        limit = self.output_limit
+        formatter.formatters["text/plain"].for_type(
+            str, lambda text, printer, _cycle: printer.text(repr(cut(text, limit)))
+        )
+
+
+class BoxKernel(IPythonKernel):
+    """The kernel; after each cell it hands over ``Final``, before the reply that ends the cell."""
+
+    guest_api: GuestApi | None = None
+    shell_class = Type(BoxShell)
+    streams: tuple[Any, Any] = (None, None)
+
+    async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run a cell, then deliver ``Final`` if it is set; cut what the reply repeats of an error."""
+        reply: dict[str, Any] = await super().do_execute(*args, **kwargs)
+        if self.guest_api is not None:
+            try:
+                self.guest_api.deliver_final()
+            except BaseException as error:  # noqa: BLE001 - whatever str(Final) does, the cell still ends
+                self.streams[1].write(f"Final was not accepted: {type(error).__name__}: {error}\n")
+        self._flush()
+        limit = BoxShell.output_limit
+        if len(reply.get("evalue", "")) > limit:
+            reply["evalue"] = cut(reply["evalue"], limit)
+        trace = "\n".join(reply.get("traceback", ()))
+        if len(trace) > limit:
+            reply["traceback"] = [cut(trace, limit)]
+        reply["payload"] = []
+        return reply
+
+    def _flush(self) -> None:
+        # A cell may leave anything in their place; what cannot be flushed would keep this and every reply from leaving.
+        for name, original in zip(("stdout", "stderr"), self.streams, strict=True):
+            try:
+                getattr(sys, name).flush()
+            except BaseException:  # noqa: BLE001 - as above
+                setattr(sys, name, original)
+
+
+class BoxApp(IPKernelApp):
+    """ipykernel without what a box has no use for: connection file, heartbeat, GUI, pdb, start-up files, profile."""
+
+    kernel_class = BoxKernel
+    outstream_class = f"{__name__}.BoxStream"
+
+    def init_connection_file(self) -> None:
+        """No file: the supervisor chose the endpoint."""
+
+    def write_connection_file(self, **_: Any) -> None:
+        """No file."""
+
+    def init_heartbeat(self) -> None:
+        """No heartbeat: it beats on while the interpreter is stuck (it is a thread of libzmq), so it tells nothing."""
+
+    def init_iopub(self, context: Any) -> None:
+        """Publish without the pipe for child processes: it needs a TCP socket, which the box does not have."""
+        import zmq
+
+        self.iopub_socket = context.socket(zmq.XPUB)
+        self.iopub_socket.linger = 1000
+        self.iopub_port = self._bind_socket(self.iopub_socket, self.iopub_port)
+        self.configure_tornado_logger()
+        self.iopub_thread = IOPubThread(self.iopub_socket, pipe=False, session=self.session)
+        self.iopub_thread.start()
+        self.iopub_socket = self.iopub_thread.background_socket
+
+    def init_pdb(self) -> None:
+        """No debugger: nobody could answer it."""
+
+    def init_gui_pylab(self) -> None:
+        """No display."""
+
+    def init_code(self) -> None:
+        """Run no start-up file: one could have been left by an earlier cell (CVE-2022-21699 is of this class)."""
+
+    def init_profile_dir(self) -> None:
+        """Keep the profile beside the sockets; the supervisor empties that folder before each kernel."""
+        self.profile_dir = ProfileDir.create_profile_dir(os.environ["IPYTHONDIR"])
+
+
+def configuration(endpoint: str) -> Config:
+    """Return ipykernel's settings for this box."""
+    config = Config()
+    config.BoxApp.transport = "ipc"
+    config.BoxApp.ip = endpoint
+    for number, channel in enumerate(("shell", "iopub", "control", "stdin", "hb"), start=1):
+        config.BoxApp[f"{channel}_port"] = number
+    config.BoxApp.log_level = 50
+    # The guest could read any key from its own memory, so a signature would prove nothing; the host trusts none of it.
+    config.Session.key = b""
+    config.HistoryManager.enabled = False
+    config.HistoryManager.hist_file = ":memory:"
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.banner1 = ""
+    config.Completer.use_jedi = False
+    return config
+
+
+def load_context(layout_size: int) -> Any:
+    """Return the prompt from its file, laid out as it was given: a text, a list, or a dict of documents.
+
+    The file is mapped, not read: decoding makes the only copy.
+
+    Args:
+        layout_size: bytes at the file's end that say how those before them are laid out.
+    """
+    size = os.fstat(CONTEXT_FD).st_size
+    with mmap.mmap(CONTEXT_FD, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+        layout = json.loads(bytes(view[size - layout_size :]))
+        texts, start = [], 0
+        for length in layout.get("sizes", (size - layout_size,)):
+            texts.append(str(view[start : start + length], "utf-8"))
+            start += length
+    if layout["kind"] == "text":
+        return texts[0]
+    return texts if layout["kind"] == "list" else dict(zip(layout["names"], texts, strict=True))
+
+
+def main() -> None:
+    """Serve one kernel until it is killed."""
+    endpoint, settings = sys.argv[1], json.loads(sys.argv[2])
+    sys.argv[1:] = []
+    with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 - when memory runs out, this goes before PID 1
+        file.write("1000")
+    # Twice what leaves the box: the gate, which model code cannot reach, makes the cut that counts and reports it.
+    BoxShell.output_limit = 2 * settings["output"]
+    sock = socket.socket(fileno=RPC_FD)
+    for descriptor in (RPC_FD, CONTEXT_FD):
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - the library's own signature
+    os.chdir(os.environ["HOME"])
+    app = BoxApp.instance(config=configuration(endpoint))
+    app.session = Session(config=app.config, parent=app)
+    app.initialize([])
+    app.kernel.streams = (sys.stdout, sys.stderr)
+    sock.sendall(wire.encode(Kind.READY))
+    namespace = app.kernel.shell.user_ns
+    layout_size = _receive_layout_size(sock, settings["frame"])
+    if layout_size is not None:
+        namespace["context"] = load_context(layout_size)
+    api = GuestApi(Connection(sock, settings["frame"], settings["message"], settings["window"]), namespace)
+    namespace.update(api.names())
+    app.kernel.guest_api = api
+    app.kernel.shell.user_ns_hidden.update(dict.fromkeys(api.names()))
+    sock.sendall(wire.encode(Kind.READY))
+    app.start()
+
+
+def _receive_layout_size(sock: socket.socket, max_frame: int) -> int | None:
+    decoder = wire.Decoder(max_frame, frozenset((Kind.CONTEXT_END,)))
+    while data := sock.recv(1 << 16):
+        for frame in decoder.feed(data):
+            size: int | None = json.loads(frame.payload)
+            return size
+    raise SystemExit(1)
+
+
+def _plain(data: dict[str, Any]) -> dict[str, Any]:
+    text = data.get("text/plain")
+    return {"text/plain": cut(text, BoxShell.output_limit)} if isinstance(text, str) else {}
+
+
+def _write_all(descriptor: int, text: str) -> int:
+    data = memoryview(text.encode("utf-8", "replace"))
+    while data:
+        data = data[os.write(descriptor, data) :]
+    return len(text)
+
+
+if __name__ == "__main__":
+    main()

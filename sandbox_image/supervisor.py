@@ -1,0 +1,417 @@
+"""PID 1 of the box: starts the kernel, carries frames, caps output at the source, ends what must end.
+
+It runs the standard library and pyzmq, never a byte of model code. The kernel is its child under the same uid, so it
+makes itself non-dumpable (no ``/proc/1/mem``, ``environ`` or ``fd`` for the child), keeps descriptors close-on-exec,
+and installs no signal handler: as init of its PID namespace it is then immune to every signal from inside (see
+pid_namespaces(7)). The end of its stdin, which is the host's connection, is the end of the box.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+
+from sandbox_image import attest, wire
+from sandbox_image.gate import CellGate
+from sandbox_image.wire import Channel, Kind
+
+RUN_DIR = os.environ.get("RLM_SANDBOX_RUN_DIR", "/run/box")
+SCRATCH = os.environ.get("RLM_SANDBOX_SCRATCH", "/tmp")  # noqa: S108 - a tmpfs of the box, not a shared folder
+KERNEL_RPC_FD = 3
+KERNEL_CONTEXT_FD = 4
+READ_SIZE = 1 << 20
+# A reply waits this long for the output that belongs before it; a cell that suppresses "idle" gains nothing else.
+SETTLE_S = 0.25
+# The most messages handled for one socket before the others get their turn: a flood must not delay an interrupt.
+BURST = 64
+MAX_FAILED_STARTS = 3
+MAX_MESSAGE = 8 << 20
+MAX_WAITING = 100
+PR_SET_DUMPABLE = 4
+
+
+def main() -> None:
+    """Run the box until the host goes away."""
+    settings = json.loads(sys.argv[1])
+    # CPython handles SIGINT; a handled signal would reach PID 1 from inside the box.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    make_undumpable()
+    Supervisor(settings).run()
+
+
+def make_undumpable() -> None:
+    """Hide memory, environment and descriptors of this process from its own uid (prctl(2), PR_SET_DUMPABLE)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+
+
+class Supervisor:
+    """One kernel at a time, one stream to the host."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """Take the settings the host put on the command line; they hold limits and no secret."""
+        self._settings = settings
+        self._from_host = wire.Decoder(
+            settings["frame"],
+            frozenset((Kind.CONTEXT, Kind.CONTEXT_END, Kind.INTERRUPT, Kind.RESTART, Kind.KERNEL, Kind.RPC)),
+        )
+        self._gate = CellGate(settings["output"])
+        self._context_layout: bytes | None = None
+        self._generation = 0
+        self._failed_starts = 0
+        self._kernel = 0
+        self._ooms = 0
+        self._restarting = False
+        self._outbox: deque[memoryview] = deque()
+        self._exits_read, self._exits_write = os.pipe()
+        self._children = threading.Event()
+        self._held_reply: tuple[bytes, float] | None = None
+        os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)  # noqa: PTH103
+        path = f"{RUN_DIR}/context"
+        self._context_write = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+        self._context_read = os.open(path, os.O_RDONLY)
+        # Without a name it cannot be replaced; every kernel is given its own read-only descriptor.
+        os.unlink(path)  # noqa: PTH108
+
+    def run(self) -> None:
+        """Serve until end of input."""
+        _widen(0)
+        self._spawn()
+        threading.Thread(target=self._reap, daemon=True).start()
+        self._send(Kind.HELLO, json.dumps({"protocol": wire.PROTOCOL_VERSION, **attest.gather()}).encode())
+        import zmq  # while the kernel, on another core, imports its own modules
+
+        self._zmq = zmq
+        self._zmq_context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._poller.register(0, zmq.POLLIN)
+        self._poller.register(self._exits_read, zmq.POLLIN)
+        self._poll_rpc()
+        self._sockets: dict[Channel, Any] = {}
+        while True:
+            self._turn()
+
+    # The loop -------------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        timeout = None
+        if self._held_reply is not None:
+            timeout = max(0, math.ceil((self._held_reply[1] - time.monotonic()) * 1000))
+        ready = dict(self._poller.poll(timeout))
+        if 0 in ready:
+            self._from_stdin()
+        for channel, sock in list(self._sockets.items()):
+            if sock in ready:
+                self._drain(channel, sock)
+        events = ready.get(self._rpc.fileno(), 0)
+        if events & self._zmq.POLLOUT:
+            self._flush_outbox()
+        if events & ~self._zmq.POLLOUT:
+            self._from_kernel()
+        if self._held_reply is not None and time.monotonic() >= self._held_reply[1]:
+            self._release_reply()
+        if self._exits_read in ready:
+            self._exited()
+
+    def _from_stdin(self) -> None:
+        data = os.read(0, READ_SIZE)
+        if not data:
+            os._exit(0)  # the host is gone; with PID 1 goes every process of the box
+        for frame in self._from_host.feed(data):
+            if frame.kind is Kind.CONTEXT:
+                _write_all(self._context_write, frame.payload)
+            elif frame.kind is Kind.CONTEXT_END:
+                self._context_layout = frame.payload
+                self._configure()
+            elif frame.kind is Kind.KERNEL:
+                self._to_kernel(frame.payload)
+            elif frame.kind is Kind.RPC:
+                self._rpc_send(wire.encode(Kind.RPC, frame.payload))
+            elif frame.kind is Kind.INTERRUPT:
+                self._signal(signal.SIGINT)
+            elif frame.kind is Kind.RESTART:
+                self._restarting = True
+                self._signal(signal.SIGKILL)
+
+    def _to_kernel(self, payload: bytes) -> None:
+        channel, parts = wire.unpack_parts(payload)
+        sock = self._sockets.get(channel)
+        if sock is None:
+            return  # the kernel died while this was under way; the host learns of it by DIED
+        self._gate.open(json.loads(parts[2])["msg_id"])
+        self._held_reply = None
+        self._ooms = attest.oom_kills()
+        sock.send_multipart(parts)
+
+    def _drain(self, channel: Channel, sock: Any) -> None:
+        for _ in range(BURST):
+            try:
+                parts = sock.recv_multipart(self._zmq.NOBLOCK)
+            except self._zmq.Again:
+                return
+            if channel is Channel.IOPUB:
+                self._from_iopub(parts)
+            elif (reply := self._gate.reply(parts)) is not None:
+                self._held_reply = (wire.pack_parts(channel, reply), time.monotonic() + SETTLE_S)
+                if self._gate.idle:
+                    self._release_reply()
+
+    def _from_iopub(self, parts: list[bytes]) -> None:
+        if not self._ready and b"iopub_welcome" in b"".join(parts[:5]):
+            self._subscribed = True
+            self._announce()
+            return
+        forward = self._gate.iopub(parts)
+        if forward is not None:
+            self._send(Kind.KERNEL, wire.pack_parts(Channel.IOPUB, forward))
+        if self._gate.take_flood():
+            self._send(Kind.FAULT, b'{"fault":"flood"}')
+        if self._gate.idle and self._held_reply is not None:
+            self._release_reply()
+
+    def _release_reply(self) -> None:
+        if self._held_reply is None:
+            return
+        reply, self._held_reply = self._held_reply[0], None
+        cut = self._gate.close()
+        if cut is not None:
+            self._send(Kind.CUT, json.dumps(cut).encode())
+        self._send(Kind.KERNEL, reply)
+
+    # The kernel -----------------------------------------------------------------------------------------------------
+
+    def _spawn(self) -> None:
+        self._generation += 1
+        self._ready = self._subscribed = self._loaded = self._configured = False
+        self._ooms = attest.oom_kills()
+        self._from_guest = wire.Decoder(self._settings["frame"], frozenset((Kind.RPC, Kind.READY)))
+        self._rpc, theirs = socket.socketpair()
+        environment = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": SCRATCH,
+            "TMPDIR": SCRATCH,
+            "LANG": "C.UTF-8",
+            "TZ": "UTC",
+            "IPYTHONDIR": f"{RUN_DIR}/ipython",
+            "JUPYTER_NO_CONFIG": "1",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._settings["threads"])),
+        }
+        startup = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup.py")  # noqa: PTH100, PTH118, PTH120
+        null = os.open(os.devnull, os.O_RDWR)
+        os.lseek(self._context_read, 0, os.SEEK_SET)
+        self._kernel = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-B", startup, self._endpoint(), json.dumps(self._settings)],
+            environment,
+            # 3 and 4 are the pipe of exits here (made first, close-on-exec), so nothing that is copied is overwritten.
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, null, 1),
+                (os.POSIX_SPAWN_DUP2, null, 2),
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), KERNEL_RPC_FD),
+                (os.POSIX_SPAWN_DUP2, self._context_read, KERNEL_CONTEXT_FD),
+            ],
+            setsid=True,
+        )
+        os.close(null)
+        theirs.close()
+        self._children.set()
+
+    def _endpoint(self) -> str:
+        return f"{RUN_DIR}/k{self._generation}"
+
+    def _configure(self) -> None:
+        if self._loaded and self._context_layout is not None and not self._configured:
+            self._configured = True
+            self._rpc_send(wire.encode(Kind.CONTEXT_END, self._context_layout))
+
+    def _from_kernel(self) -> None:
+        try:
+            data = self._rpc.recv(READ_SIZE)
+            frames = list(self._from_guest.feed(data)) if data else []
+        except (OSError, wire.WireError):
+            data = b""
+        if not data:
+            # Closed or broken by the guest: without its calls the kernel is of no use, so it is replaced.
+            self._poller.unregister(self._rpc.fileno())
+            self._signal(signal.SIGKILL)
+            return
+        for frame in frames:
+            if frame.kind is Kind.RPC:
+                if self._ready:
+                    self._send(Kind.RPC, frame.payload)
+            elif not self._loaded:
+                self._loaded = True  # its sockets are bound
+                self._connect()
+                self._configure()
+            else:
+                self._context_in = True
+                self._announce()
+
+    def _connect(self) -> None:
+        zmq = self._zmq
+        for channel, number, kind in (
+            (Channel.SHELL, 1, zmq.DEALER),
+            (Channel.IOPUB, 2, zmq.SUB),
+        ):
+            sock = self._zmq_context.socket(kind)
+            sock.linger = 0
+            # Bounds what can wait in this process; a kernel that keeps to startup.py's cuts never comes near.
+            sock.setsockopt(zmq.MAXMSGSIZE, max(MAX_MESSAGE, 32 * self._settings["output"]))
+            sock.setsockopt(zmq.RCVHWM, MAX_WAITING)
+            if kind == zmq.SUB:
+                sock.subscribe(b"")
+            sock.connect(f"ipc://{self._endpoint()}-{number}")
+            self._sockets[channel] = sock
+            self._poller.register(sock, zmq.POLLIN)
+        self._context_in = False
+
+    def _announce(self) -> None:
+        if self._subscribed and self._context_in and not self._ready:
+            self._ready = True
+            self._failed_starts = 0
+            self._send(Kind.READY, json.dumps({"generation": self._generation}).encode())
+
+    def _signal(self, number: signal.Signals) -> None:
+        # The kernel leads its own session; children that stayed in its group share the interrupt, as at a terminal.
+        if self._kernel:
+            with suppress(ProcessLookupError):
+                os.killpg(self._kernel, number)
+            if number is signal.SIGKILL:
+                _kill_everyone()
+
+    def _reap(self) -> None:
+        """Wait for every child, its own and adopted; a thread, so that no signal needs a handler."""
+        while True:
+            try:
+                pid, status = os.wait()
+            except ChildProcessError:
+                self._children.clear()
+                os.write(self._exits_write, b"0 0\n")
+                self._children.wait()
+            else:
+                os.write(self._exits_write, b"%d %d\n" % (pid, status))
+
+    def _exited(self) -> None:
+        for line in os.read(self._exits_read, READ_SIZE).split(b"\n"):
+            pid, _, status = line.partition(b" ")
+            if pid == b"0" and self._kernel == 0:
+                self._renew()  # no process is left but this one
+            elif pid.isdigit() and self._kernel == 0:
+                _kill_everyone()  # a fork may have slipped past the last sweep
+            elif pid and int(pid) == self._kernel:
+                self._kernel = 0
+                self._bury(int(status))
+
+    def _bury(self, status: int) -> None:
+        """Tell the host, and clear away what the kernel left; the next one starts when all of it is gone."""
+        _kill_everyone()
+        for sock in self._sockets.values():
+            self._poller.unregister(sock)
+            sock.close()
+        self._sockets.clear()
+        if self._rpc.fileno() in self._poller:
+            self._poller.unregister(self._rpc.fileno())
+        self._rpc.close()
+        self._outbox.clear()
+        self._held_reply = None
+        self._gate.close()
+        code = os.waitstatus_to_exitcode(status)
+        killed = code == -signal.SIGKILL and not self._restarting
+        facts = {
+            "generation": self._generation,
+            "ready": self._ready,
+            "code": code,
+            "oom": killed and attest.oom_kills() > self._ooms,
+        }
+        self._restarting = False
+        self._ready = False
+        self._send(Kind.DIED, json.dumps(facts).encode())
+
+    def _renew(self) -> None:
+        self._failed_starts += 1
+        if self._failed_starts > MAX_FAILED_STARTS:
+            self._send(Kind.FAULT, b'{"fault":"no_start"}')
+            os._exit(1)
+        for folder in (SCRATCH, "/dev/shm", RUN_DIR):  # noqa: S108
+            _empty(folder)
+        self._spawn()
+        self._poll_rpc()
+
+    # Bytes ----------------------------------------------------------------------------------------------------------
+
+    def _send(self, kind: Kind, payload: bytes) -> None:
+        _write_all(1, wire.encode(kind, payload))
+
+    def _rpc_send(self, data: bytes) -> None:
+        # Never blocks: a guest that does not read its answers must not keep an interrupt from being carried. What can
+        # pile up is bounded by the host, which answers no more calls than the window it granted.
+        self._outbox.append(memoryview(data))
+        self._flush_outbox()
+
+    def _flush_outbox(self) -> None:
+        try:
+            while self._outbox:
+                sent = self._rpc.send(self._outbox[0], socket.MSG_DONTWAIT)
+                self._outbox[0] = self._outbox[0][sent:]
+                if not self._outbox[0]:
+                    self._outbox.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._outbox.clear()  # the kernel closed its end; its death is reported on its own
+        self._poll_rpc()
+
+    def _poll_rpc(self) -> None:
+        self._poller.register(self._rpc.fileno(), self._zmq.POLLIN | (self._zmq.POLLOUT if self._outbox else 0))
+
+
+def _widen(pipe: int) -> None:
+    # One wake-up for a megabyte instead of sixteen; fcntl(2), F_SETPIPE_SZ. A stream that is no pipe stays as it is.
+    with suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, READ_SIZE)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _kill_everyone() -> None:
+    with suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+
+
+def _empty(folder: str) -> None:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                os.unlink(entry.path)  # noqa: PTH108
+
+
+if __name__ == "__main__":
+    main()
