@@ -1,0 +1,133 @@
+"""The prompt of a run: what it may be, what is told of it, and how it travels into the box."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any, Literal
+
+from orchestrator.errors import ContextError
+
+Context = str | list[str] | dict[str, str]
+
+# Encoding a piece at a time keeps the second copy small, whatever the context's size; as UTF-8 it has at most 1 MiB,
+# which every policy's frames can carry.
+PIECE = 1 << 18
+PREFIX_CHARS = 500
+NAMES_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ContextInfo:
+    """Constant-size facts of a context: all a root model is told of it.
+
+    Attributes:
+        kind: ``text``, ``list`` (of texts) or ``dict`` (name to text).
+        characters: length of all texts together.
+        bytes: their length as UTF-8.
+        lines: their lines.
+        sha256: of all texts together as UTF-8; what a resumed run checks.
+        documents: how many texts; 1 for ``text``.
+        prefix: the beginning of the first text.
+        names: the first names of a ``dict``.
+        smallest: characters of the shortest document.
+        median: characters of the middle document.
+        largest: characters of the longest document.
+    """
+
+    kind: Literal["text", "list", "dict"]
+    characters: int
+    bytes: int
+    lines: int
+    sha256: str
+    documents: int
+    prefix: str
+    names: tuple[str, ...]
+    smallest: int
+    median: int
+    largest: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the journal."""
+        return asdict(self)
+
+
+def check(context: object) -> Context:
+    """Return ``context`` if it is one.
+
+    Raises:
+        ContextError: it is neither a text nor a list or dict of texts; the message says what was found.
+    """
+    if isinstance(context, str):
+        return context
+    if isinstance(context, list):
+        wrong = next((item for item in context if not isinstance(item, str)), None)
+        if wrong is None:
+            return context
+        raise ContextError(f"a context list holds texts; this one holds a {type(wrong).__name__}")
+    if isinstance(context, dict):
+        wrong = next((item for item in chain(context, context.values()) if not isinstance(item, str)), None)
+        if wrong is None:
+            return context
+        raise ContextError(f"a context dict maps names to texts; this one holds a {type(wrong).__name__}")
+    raise ContextError(f"a context is a str, a list of str or a dict of str to str, not {type(context).__name__}")
+
+
+def texts(context: Context) -> Iterable[str]:
+    """Return the texts of ``context`` in order."""
+    if isinstance(context, str):
+        return (context,)
+    return context.values() if isinstance(context, dict) else context
+
+
+def describe(context: Context) -> ContextInfo:
+    """Measure ``context``: one pass over it, with a copy of one piece at a time."""
+    digest = hashlib.sha256()
+    size = lines = 0
+    lengths = []
+    prefix = ""
+    for text in texts(context):
+        lengths.append(len(text))
+        prefix = prefix or text[:PREFIX_CHARS]
+        lines += text.count("\n") + (not text.endswith("\n") and bool(text))
+        for piece in encode(text):
+            digest.update(piece)
+            size += len(piece)
+    ordered = sorted(lengths) or [0]
+    kind: Literal["text", "list", "dict"] = "text"
+    names: tuple[str, ...] = ()
+    if isinstance(context, dict):
+        kind = "dict"
+        names = tuple(name[:200] for name, _ in zip(context, range(NAMES_SHOWN), strict=False))
+    elif isinstance(context, list):
+        kind = "list"
+    return ContextInfo(
+        kind=kind,
+        characters=sum(lengths),
+        bytes=size,
+        lines=lines,
+        sha256=digest.hexdigest(),
+        documents=len(lengths),
+        prefix=prefix,
+        names=names,
+        smallest=ordered[0],
+        median=ordered[len(ordered) // 2],
+        largest=ordered[-1],
+    )
+
+
+def encode(text: str) -> Iterator[bytes]:
+    """Yield ``text`` as UTF-8, a piece at a time; lone surrogates, which UTF-8 cannot carry, become ``?``."""
+    for start in range(0, len(text), PIECE):
+        yield text[start : start + PIECE].encode("utf-8", "replace")
+
+
+def layout(context: Context, sizes: list[int]) -> dict[str, Any]:
+    """Return what the box needs to rebuild ``context`` from its bytes; ``sizes`` are those of its texts in bytes."""
+    if isinstance(context, str):
+        return {"kind": "text"}
+    if isinstance(context, dict):
+        return {"kind": "dict", "names": list(context), "sizes": sizes}
+    return {"kind": "list", "sizes": sizes}

@@ -1,0 +1,159 @@
+"""Every exception this package raises on purpose.
+
+The type says whose fault it is, so a caller knows what to do next::
+
+    RlmSandboxError
+    ├── ConfigurationError      the caller: a bad flag, file, key or value          exit 2
+    │   ├── PolicyError             a policy that does not parse or would widen
+    │   └── ContextError            a prompt that cannot be loaded or is too large
+    ├── SandboxError            the engine or the box, never the code in it         exit 4
+    │   ├── EngineUnavailableError  no Docker engine answers
+    │   ├── ImageError              the image is missing, stale or cannot be built
+    │   ├── SandboxStartError       the box did not come up
+    │   ├── HardeningError          a control is not in force: the box was refused
+    │   └── SandboxGoneError        the box is dead or closed; it cannot be used again
+    ├── ModelError              the model's provider                                exit 5
+    │   ├── ModelAuthenticationError  the key is missing or refused
+    │   ├── ModelUnavailableError     overloaded, unreachable or failing: worth another try
+    │   └── ModelRequestError         the provider refuses this very request
+    ├── LimitExceededError      a budget of the policy is used up                   exit 3
+    └── JournalError            the record of the run cannot be written or read     exit 1
+
+Code that a model wrote and that fails is none of these: it is an
+:class:`~orchestrator.kernel.outputs.ExecutionResult`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+
+class RlmSandboxError(Exception):
+    """Base of all; never raised itself."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigurationError(RlmSandboxError):
+    """The caller asked for something that cannot be; the message says what would be right."""
+
+    exit_code = 2
+
+
+class PolicyError(ConfigurationError):
+    """A policy does not parse, holds an unknown key, or would widen what it may only narrow."""
+
+
+class ContextError(ConfigurationError):
+    """A context cannot be read, is of an unsupported type, or is larger than the policy allows."""
+
+
+class SandboxError(RlmSandboxError):
+    """The engine or the box failed; whatever the code in it did is not the cause."""
+
+    exit_code = 4
+
+
+class EngineUnavailableError(SandboxError):
+    """No Docker engine answers, or it refused an operation it should support."""
+
+
+class ImageError(SandboxError):
+    """The sandbox image is missing, speaks another protocol version, or cannot be built."""
+
+
+class SandboxStartError(SandboxError):
+    """A box did not become ready."""
+
+
+class HardeningError(SandboxError):
+    """A control the policy demands is not in force; the box has been destroyed.
+
+    Attributes:
+        controls: what deviated, one readable line each.
+    """
+
+    def __init__(self, controls: list[str]) -> None:
+        """Keep ``controls`` as data and join them for the reader."""
+        super().__init__("the box is not as the policy demands: " + "; ".join(controls))
+        self.controls = controls
+
+
+class SandboxGoneError(SandboxError):
+    """The box is dead, burnt or closed."""
+
+
+class ModelError(RlmSandboxError):
+    """A model's provider could not or would not answer.
+
+    Attributes:
+        code: a stable word for the journal and, where it concerns a sub-call, for the box.
+        attempts: how many requests left this host before giving up.
+    """
+
+    exit_code = 5
+    code: ClassVar[str] = "model_error"
+    attempts: int = 1
+
+
+class ModelAuthenticationError(ModelError):
+    """The provider refuses the key, or none is set: no further call can succeed."""
+
+    code = "model_authentication"
+
+
+class ModelUnavailableError(ModelError):
+    """Overloaded, rate-limited, unreachable, or cut off: the same request may succeed later.
+
+    Attributes:
+        retry_after_s: seconds the provider asked to wait, if it did.
+    """
+
+    code = "model_unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        """Remember what the provider said about when to come back."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ModelRequestError(ModelError):
+    """The provider refuses this request (too long, malformed, unknown model): do not repeat it."""
+
+    code = "model_request"
+
+
+class LimitExceededError(RlmSandboxError):
+    """A budget is used up.
+
+    Attributes:
+        reason: which one, as the policy key names it: ``calls``, ``tokens``, ``cost_usd``, ``depth``,
+            ``children``, ``turns`` or ``wall_s``.
+        limit: how much of it was left for what was asked, in the key's own unit.
+    """
+
+    exit_code = 3
+
+    def __init__(self, reason: str, limit: float, message: str = "") -> None:
+        """Hold the facts as data; ``message`` is for people."""
+        super().__init__(message or f"the budget for {reason} is used up ({limit:g} left)")
+        self.reason = reason
+        self.limit = limit
+
+
+class JournalError(RlmSandboxError):
+    """The journal cannot be written (a full disk, say) or is not one of ours."""
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Let the first exception of a group leave alone: a task group inside must not change what a caller catches."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaf: BaseException = group
+        while isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        raise leaf from leaf.__cause__

@@ -1,0 +1,273 @@
+"""What happens in a run, one frozen type a fact.
+
+The journal writes these, the progress view draws from them, and nothing else in the system logs. An event is emitted
+*before* what it tells of takes effect on anyone else: a sub-call's answer is recorded before the cell sees it.
+Every value from the box or from a model is kept as it came; whoever shows it to a person cleans it first
+(:func:`orchestrator.text.printable`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events; ``kind`` names the type in the journal."""
+
+    kind: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """A run begins.
+
+    Attributes:
+        query: the question.
+        context: metadata of the prompt: type, characters, bytes, lines, sha256, documents. Never the prompt itself.
+        policy: the effective policy, as plain data.
+        root_model: name of the root model.
+        sub_model: name of the sub-call model.
+        depth: 0 for the run a person started, 1 for its children, and so on.
+    """
+
+    kind: ClassVar[str] = "run_started"
+    query: str
+    context: dict[str, Any]
+    policy: dict[str, Any]
+    root_model: str
+    sub_model: str
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxOpened(Event):
+    """A box is up, verified and holds the context."""
+
+    kind: ClassVar[str] = "sandbox_opened"
+    container: str
+    image: str
+    runtime: str
+    elapsed_s: float
+    controls: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxClosed(Event):
+    """A box was destroyed; ``reason`` says why when it was not simply done with."""
+
+    kind: ClassVar[str] = "sandbox_closed"
+    container: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RootReplied(Event):
+    """The root model answered one turn."""
+
+    kind: ClassVar[str] = "root_replied"
+    turn: int
+    text: str
+    stop_reason: str
+    usage: dict[str, Any]
+    cost_usd: float | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observed(Event):
+    """What the root model is shown of its turn: truncated observation or reminder; as turn 0, the first message."""
+
+    kind: ClassVar[str] = "observed"
+    turn: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CellStarted(Event):
+    """Model-written code is about to be sent into the box."""
+
+    kind: ClassVar[str] = "cell_started"
+    turn: int
+    cell: int
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class CellFinished(Event):
+    """A cell is over, in one of the ways of :class:`~orchestrator.kernel.outputs.ExecutionResult`."""
+
+    kind: ClassVar[str] = "cell_finished"
+    turn: int
+    cell: int
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SubcallStarted(Event):
+    """An ``llm_query`` passed validation and the ledger, and is about to leave for the provider."""
+
+    kind: ClassVar[str] = "subcall_started"
+    call: int
+    cell: int
+    model: str
+    prompt: str
+    max_tokens: int
+    batch: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubcallFinished(Event):
+    """A sub-call was answered; the cell has not seen the answer yet."""
+
+    kind: ClassVar[str] = "subcall_finished"
+    call: int
+    text: str
+    stop_reason: str
+    usage: dict[str, Any]
+    cost_usd: float | None
+    attempts: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SubcallFailed(Event):
+    """A sub-call ended without an answer; ``code`` is what the cell is told, ``detail`` stays on the host."""
+
+    kind: ClassVar[str] = "subcall_failed"
+    call: int
+    code: str
+    detail: str
+    attempts: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryScheduled(Event):
+    """A request failed in a way that may pass; another attempt follows after ``wait_s``."""
+
+    kind: ClassVar[str] = "retry_scheduled"
+    purpose: str
+    attempt: int
+    code: str
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Event):
+    """The broker refused something the box asked for.
+
+    Attributes:
+        cell: the cell it came from, or None when none was open.
+        method: what was asked.
+        reason: the word the box was told.
+        limit: what would have been allowed, where that is a number.
+        count: refusals this event stands for: a flood is recorded one by one at first, and the rest as one event.
+    """
+
+    kind: ClassVar[str] = "refused"
+    cell: int | None
+    method: str
+    reason: str
+    limit: float | None
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStarted(Event):
+    """A child run (``rlm_query``) begins; its own journal carries the rest."""
+
+    kind: ClassVar[str] = "child_started"
+    child: str
+    cell: int
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildFinished(Event):
+    """A child run ended."""
+
+    kind: ClassVar[str] = "child_finished"
+    child: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinalSet(Event):
+    """The box handed over the value of ``Final``."""
+
+    kind: ClassVar[str] = "final_set"
+    cell: int
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitReached(Event):
+    """A budget ended the run, or is about to: the root model may have one last turn."""
+
+    kind: ClassVar[str] = "limit_reached"
+    reason: str
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished(Event):
+    """The run is over; ``status`` is one of ``answered no_answer limit failed``."""
+
+    kind: ClassVar[str] = "run_finished"
+    status: str
+    answer: str | None
+    reason: str
+    usage: dict[str, Any]
+    turns: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """An event with its place in the run.
+
+    Attributes:
+        run: id of the run it belongs to.
+        parent: id of the run that started that one, or None.
+        seq: position in the run, from 0, without gaps.
+        elapsed_s: seconds since the run began, on the monotonic clock.
+        time: Unix time in seconds, for people; nothing is decided by it.
+    """
+
+    run: str
+    parent: str | None
+    seq: int
+    elapsed_s: float
+    time: float
+    event: Event
+
+
+Sink = Callable[[Envelope], None]
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Numbers a run's events and hands each to every sink, in order, before it returns.
+
+    A sink that raises stops the run: an event that cannot be recorded must not take effect.
+    """
+
+    run: str
+    parent: str | None
+    sinks: tuple[Sink, ...] = ()
+    _seq: int = 0
+    _began: float = field(default_factory=time.monotonic)
+
+    def emit(self, event: Event) -> None:
+        """Record ``event`` everywhere."""
+        envelope = Envelope(self.run, self.parent, self._seq, time.monotonic() - self._began, time.time(), event)
+        self._seq += 1
+        for sink in self.sinks:
+            sink(envelope)

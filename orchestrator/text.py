@@ -1,0 +1,97 @@
+"""Making text from strangers fit for a terminal, a log line or a model's context."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# Strings of ECMA-48 (OSC, DCS, SOS, PM, APC) are removed whole only when they end on their own line: an introducer
+# alone must not hide all that follows it. The classes stop at the next introducer, so no input takes quadratic time.
+_ESCAPES = re.compile(
+    r"(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x90\x98\x9c-\x9f\n]*+(?:\x07|\x1b\\|\x9c)"
+    r"|(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]?"
+    r"|\x1b[\]PX^_]"
+    r"|\x1b[ -/]*+[0-~]?"
+)
+_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+# Default-ignorable code points (Unicode, DerivedCoreProperties), bidirectional controls and interlinear marks: they
+# reorder or hide what a person reads. As ranges of hexadecimal numbers, because they would be invisible here, too.
+_IGNORABLE = (
+    "ad-ad 34f-34f 61c-61c 115f-1160 17b4-17b5 180b-180f 200b-200f 202a-202e 2060-206f 3164-3164 fe00-fe0f feff-feff "
+    "ffa0-ffa0 fff0-fffb 1bca0-1bca3 1d173-1d17a e0000-e0fff"
+)
+_HIDDEN = "".join(f"{chr(int(a, 16))}-{chr(int(b, 16))}" for a, b in (pair.split("-") for pair in _IGNORABLE.split()))
+_UNSHOWN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_JSON_UNSAFE = re.compile(f"[\x7f-\x9f\u2028\u2029\ud800-\udfff{_HIDDEN}]")
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without anything that could move a cursor, set a title, reorder or hide.
+
+    Other line breaks become newlines; lone surrogates become U+FFFD, so the result always encodes.
+    """
+    text = _UNSHOWN.sub("", _ESCAPES.sub("", _BREAKS.sub("\n", text)))
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def one_line(text: str, width: int) -> str:
+    """Return ``text`` cleaned, on one line, cut to at most ``width`` characters with an ellipsis."""
+    if width <= 0:
+        return ""
+    start = text[: width * 8]
+    line = " ".join(printable(start).split())
+    if len(line) <= width and len(start) == len(text):
+        return line
+    return line[: width - 1] + "…"
+
+
+def head_and_tail(text: str, limit: int) -> str:
+    """Return at most about ``limit`` characters of ``text``: its beginning and its end, with the cut marked between."""
+    if len(text) <= limit:
+        return text
+    limit = max(limit, 0)
+    head = limit * 2 // 3
+    tail = limit - head
+    return f"{text[:head]}\n[… {len(text) - limit:,} characters cut …]\n{text[len(text) - tail :]}"
+
+
+def cut_to_bytes(text: str, limit: int) -> str:
+    """Return ``text`` in at most ``limit`` bytes of UTF-8: whole, or beginning and end with the cut marked between."""
+    if len(text) <= limit and size(text) <= limit:
+        return text
+    data = text.encode("utf-8", "replace")
+    mark = f"\n[… {len(data) - limit:,} bytes cut …]\n"
+    room = max(limit - size(mark), 0)
+    head = data[: room * 2 // 3].decode("utf-8", "ignore")
+    tail = data[len(data) - (room - room * 2 // 3) :].decode("utf-8", "ignore")
+    return f"{head}{mark}{tail}"
+
+
+def size(text: str) -> int:
+    """Return the length of ``text`` in UTF-8; a lone surrogate counts as the one byte that replaces it."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 turn``, ``2,000 turns``: a number with the noun it counts, whose plural takes an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return ``value`` as JSON that always encodes as UTF-8 and that a terminal shows as it is.
+
+    Characters that :func:`printable` would remove are written as escapes. Without ``indent`` it is one line.
+
+    Raises:
+        ValueError: a number in it is not finite.
+        TypeError: something in it is not JSON.
+    """
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
+    return text if text.isascii() and "\x7f" not in text else _JSON_UNSAFE.sub(_json_escape, text)
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    return json.dumps(match.group())[1:-1]

@@ -1,0 +1,159 @@
+"""Carries frames between a box and its host: one reader, ordered writers, and the calls that come out of the box.
+
+The reader never waits for anything but the stream. What a frame means for the kernel is the listener's business, and is
+decided without waiting; a call from the box becomes a task of its own, bounded in number and bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import anyio
+import anyio.abc
+
+from orchestrator.transport.rpc import (
+    RpcCall,
+    RpcHandler,
+    RpcRefusal,
+    RpcReply,
+    decode_call,
+    encode_refusal,
+    encode_reply,
+)
+from orchestrator.transport.streams import ByteStream
+from sandbox_image import wire
+from sandbox_image.wire import Frame, Kind
+
+FROM_BOX = frozenset((Kind.KERNEL, Kind.RPC, Kind.HELLO, Kind.READY, Kind.CUT, Kind.DIED, Kind.FAULT))
+# Calls beyond the window are refused, each by a short task; a box that keeps that many refusals waiting is hostile.
+MAX_REFUSALS = 256
+
+
+class Listener(Protocol):
+    """Who hears of frames. Its methods return at once and never raise."""
+
+    def frame(self, frame: Frame) -> None:
+        """Take one frame that is not a call."""
+
+    def closed(self, violation: str) -> None:
+        """Learn that nothing more will come; ``violation`` names what the box did wrong, or is empty."""
+
+
+async def refuse_everything(call: RpcCall) -> RpcReply:
+    """Answer calls of a box that was opened without a handler."""
+    raise RpcRefusal("unavailable", f"{call.method} is not available in this sandbox")
+
+
+class Mux:
+    """Frames over one byte stream.
+
+    Args:
+        stream: to the box; the mux sends and receives on it, its owner closes it.
+        listener: hears of frames.
+        handler: answers calls.
+        max_frame: bytes of the largest frame accepted.
+        max_message: bytes of the largest call accepted, and of all calls under way together.
+        window: calls answered at once.
+    """
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        listener: Listener,
+        handler: RpcHandler,
+        *,
+        max_frame: int,
+        max_message: int,
+        window: int,
+    ) -> None:
+        """Set up; :meth:`run` starts reading."""
+        self._stream = stream
+        self._listener = listener
+        self._handler = handler
+        self._decoder = wire.Decoder(max_frame, FROM_BOX)
+        self._assembler = wire.Assembler(max_message + wire.MAX_HEAD)
+        self._max_message = max_message
+        self._window = window
+        self._write_lock = anyio.Lock()
+        self._calls: set[anyio.CancelScope] = set()
+        self._bytes_under_way = 0
+        self._refusals = 0
+        self.cell: int | None = None
+        """Number of the open cell; calls are bound to it."""
+
+    async def run(self) -> None:
+        """Read until the stream ends or the box violates the protocol."""
+        violation = ""
+        async with anyio.create_task_group() as tasks:
+            try:
+                while data := await self._stream.receive():
+                    for frame in self._decoder.feed(data):
+                        if frame.kind is Kind.RPC:
+                            self._fragment(tasks, frame.payload)
+                        else:
+                            self._listener.frame(frame)
+            except wire.WireError as error:
+                violation = str(error)
+            self._listener.closed(violation)
+            tasks.cancel_scope.cancel()
+
+    async def send(self, kind: Kind, payload: bytes = b"") -> None:
+        """Send one frame.
+
+        Raises:
+            anyio.BrokenResourceError: the box is gone.
+        """
+        async with self._write_lock:
+            await self._stream.send(wire.encode(kind, payload))
+
+    def cancel_calls(self) -> None:
+        """Cancel every call under way: its cell is over, so nobody waits for the answer."""
+        for scope in self._calls:
+            scope.cancel()
+
+    def _fragment(self, tasks: anyio.abc.TaskGroup, fragment: bytes) -> None:
+        message = self._assembler.feed(fragment)
+        if message is None:
+            return
+        call = decode_call(message, self.cell)
+        size = len(message)
+        if len(self._calls) >= self._window or self._bytes_under_way + size > self._max_message + wire.MAX_HEAD:
+            self._refusals += 1
+            if self._refusals > MAX_REFUSALS:
+                raise wire.WireError("calls without end")
+            tasks.start_soon(self._refuse, call.id)
+        else:
+            scope = anyio.CancelScope()
+            self._calls.add(scope)
+            self._bytes_under_way += size
+            tasks.start_soon(self._answer, call, scope, size)
+
+    async def _refuse(self, identity: str) -> None:
+        refusal = RpcRefusal("too_many_in_flight", "too many calls at once", limit=self._window)
+        try:
+            await self._send_message(encode_refusal(identity, refusal))
+        except anyio.BrokenResourceError:
+            pass  # the reader learns of it too
+        finally:
+            self._refusals -= 1
+
+    async def _answer(self, call: RpcCall, scope: anyio.CancelScope, size: int) -> None:
+        try:
+            with scope:
+                try:
+                    message = encode_reply(call.id, await self._handler(call))
+                except RpcRefusal as refusal:
+                    message = encode_refusal(call.id, refusal)
+                await self._send_message(message)
+        except anyio.BrokenResourceError:
+            pass  # the reader learns of it too
+        finally:
+            self._calls.discard(scope)
+            self._bytes_under_way -= size
+
+    async def _send_message(self, message: bytes) -> None:
+        async with self._write_lock:
+            # Shielded: a message cut off between two fragments would be joined with the next one.
+            with anyio.CancelScope(shield=True):
+                for frame in wire.encode_fragments(message):
+                    await self._stream.send(frame)
