@@ -1,0 +1,279 @@
+"""A ready box: container, frames and kernel, verified against the policy before any model code can run."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from anyio import to_thread
+
+from orchestrator import bundle
+from orchestrator import context as contexts
+from orchestrator.context import Context
+from orchestrator.errors import (
+    ConfigurationError,
+    ContextError,
+    HardeningError,
+    ImageError,
+    SandboxGoneError,
+    SandboxStartError,
+    ungrouped,
+)
+from orchestrator.kernel.client import KernelClient, preload
+from orchestrator.kernel.result import CellError, ExecutionResult
+from orchestrator.policy import Policy
+from orchestrator.sandbox import container as containers
+from orchestrator.sandbox import hardening, image
+from orchestrator.sandbox.container import Container
+from orchestrator.sandbox.engine import Engine
+from orchestrator.text import one_line
+from orchestrator.transport.mux import Mux, refuse_everything
+from orchestrator.transport.rpc import RpcHandler
+from sandbox_image import wire
+from sandbox_image.wire import Kind
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BoxInfo:
+    """What is known of an open box.
+
+    Attributes:
+        container: name of the container.
+        image: id of the image.
+        runtime: OCI runtime that runs it.
+        controls: what was found of every control, by id.
+        opened_s: seconds from the request to the ready kernel.
+    """
+
+    container: str
+    image: str
+    runtime: str
+    controls: dict[str, str]
+    opened_s: float
+
+
+class Sandbox:
+    """A Python REPL in a locked container; variables persist from cell to cell.
+
+    Made by :meth:`open` alone, and gone when that block is left.
+    """
+
+    def __init__(self, client: KernelClient, mux: Mux, policy: Policy, info: BoxInfo) -> None:
+        """Wrap what :meth:`open` has put together."""
+        self._client = client
+        self._mux = mux
+        self._policy = policy
+        self._busy = anyio.Lock()
+        self._cells = 0
+        self.info = info
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        policy: Policy | None = None,
+        context: Context | None = None,
+        *,
+        rpc: RpcHandler | None = None,
+        engine: Engine | None = None,
+    ) -> AsyncIterator[Sandbox]:
+        """Start a box, verify it, and bring ``context`` into it as the variable of that name.
+
+        Args:
+            policy: what the box may use; the default profile if None.
+            context: a text, or a list or dict of texts.
+            rpc: answers the calls of the code in the box; without it every call is refused.
+            engine: a connection to share; one is made and closed if None.
+
+        Raises:
+            ContextError: the context is of a wrong type or larger than the policy allows.
+            EngineUnavailableError: no engine answers.
+            ImageError: the image is missing or of another version.
+            HardeningError: a control is not in force.
+            SandboxStartError: the box did not become ready.
+        """
+        began = time.monotonic()
+        policy = policy or Policy.load()
+        if context is not None:
+            _check_size(contexts.check(context), policy)
+        # Outermost: whoever uses a box gets one plain exception, theirs or ours, and never a group of one.
+        with ungrouped():
+            async with anyio.create_task_group() as tasks, _engine(engine) as connected:
+                tasks.start_soon(to_thread.run_sync, preload)  # while the engine works
+                async with (
+                    _box(connected, policy) as (container, image_id),
+                    _served(container, policy, rpc or refuse_everything) as (client, mux),
+                ):
+                    record, report = await _start(
+                        engine=connected,
+                        container=container,
+                        image_id=image_id,
+                        policy=policy,
+                        context=context,
+                        client=client,
+                        mux=mux,
+                    )
+                    runtime = str(record["HostConfig"].get("Runtime", ""))
+                    info = BoxInfo(container.id, image_id, runtime, report.controls, time.monotonic() - began)
+                    yield cls(client, mux, policy, info)
+
+    async def execute(self, code: str, timeout: float | None = None) -> ExecutionResult:
+        """Run one cell to its end; cells wait for one another.
+
+        Args:
+            code: Python source.
+            timeout: seconds until the cell is interrupted; the policy's ``cell_timeout_s`` if None, and at most that.
+
+        Returns:
+            How it ended. Code that fails, hangs or kills its process is a result.
+
+        Raises:
+            ConfigurationError: ``timeout`` is not a positive number.
+            SandboxGoneError: the box is dead; nothing was run.
+        """
+        limit = self._policy.limits.cell_timeout_s
+        if timeout is not None:
+            limit = min(limit, _seconds(timeout))
+        most = hardening.frame_bytes(self._policy) // 8
+        async with self._busy:
+            self._cells += 1
+            if len(code) > most:
+                message = f"a cell has at most {most:,} characters; this one has {len(code):,}"
+                return ExecutionResult("error", error=CellError("CellTooLarge", message, ""))
+            self._mux.cell = self._cells
+            try:
+                return await self._client.execute(code, limit, self._policy.limits.start_timeout_s)
+            finally:
+                self._mux.cell = None
+                self._mux.cancel_calls()
+
+    @property
+    def gone(self) -> bool:
+        """Whether no further cell can run."""
+        return self._client.gone
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigurationError(f"timeout={value!r}: give a positive number of seconds")
+    return float(value)
+
+
+def _check_size(context: Context, policy: Policy) -> None:
+    # UTF-8 has at least one byte a character and at most four: most contexts need no exact count.
+    limit = policy.limits.context_mb * MIB
+    characters = sum(map(len, contexts.texts(context)))
+    size = characters
+    if characters * 4 > limit:
+        size = sum(len(piece) for text in contexts.texts(context) for piece in contexts.encode(text))
+    if size > limit:
+        raise ContextError(
+            f"the context has {size / MIB:.1f} MiB and the policy allows limits.context_mb = {policy.limits.context_mb}"
+        )
+
+
+@asynccontextmanager
+async def _engine(engine: Engine | None) -> AsyncIterator[Engine]:
+    if engine is not None:
+        yield engine
+        return
+    connected = await to_thread.run_sync(Engine.connect)
+    try:
+        yield connected
+    finally:
+        connected.close()
+
+
+@asynccontextmanager
+async def _box(engine: Engine, policy: Policy) -> AsyncIterator[tuple[Container, str]]:
+    found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
+    seccomp = json.dumps(json.loads(bundle.path("policies/seccomp.json").read_text("utf-8")), separators=(",", ":"))
+    config = hardening.container_config(policy, found.id, seccomp, containers.labels(policy.budget.wall_s))
+    async with containers.started(engine, config) as container:
+        yield container, found.id
+
+
+@asynccontextmanager
+async def _served(container: Container, policy: Policy, rpc: RpcHandler) -> AsyncIterator[tuple[KernelClient, Mux]]:
+    async def send(kind: Kind, payload: bytes) -> None:
+        await mux.send(kind, payload)
+
+    client = KernelClient(send, policy.limits.output_kb * 1024)
+    mux = Mux(
+        container.stream,
+        client,
+        rpc,
+        max_frame=hardening.frame_bytes(policy),
+        max_message=policy.limits.answer_mb * MIB,
+        window=policy.models.window,
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mux.run)
+        yield client, mux
+        tasks.cancel_scope.cancel()
+
+
+async def _start(
+    *,
+    engine: Engine,
+    container: Container,
+    image_id: str,
+    policy: Policy,
+    context: Context | None,
+    client: KernelClient,
+    mux: Mux,
+) -> tuple[dict[str, Any], hardening.Report]:
+    """Verify the box while its kernel starts and its context arrives; no model code runs before all three are done."""
+    try:
+        with ungrouped(), anyio.fail_after(policy.limits.start_timeout_s):
+            async with anyio.create_task_group() as starting:
+                starting.start_soon(_send_context, mux, context)
+                record = await to_thread.run_sync(engine.inspect, container.id)
+                report = _verify(record, await client.hello(), policy, image_id)
+            await client.handshake()
+    except TimeoutError:
+        limit = policy.limits.start_timeout_s
+        raise SandboxStartError(f"the box was not ready after {limit:g} s{_said(container)}") from None
+    except (SandboxStartError, SandboxGoneError) as error:
+        raise SandboxStartError(f"{error}{_said(container)}") from error
+    return record, report
+
+
+def _verify(record: dict[str, Any], facts: dict[str, Any], policy: Policy, image_id: str) -> hardening.Report:
+    if facts.get("protocol") != wire.PROTOCOL_VERSION:
+        raise ImageError("the image speaks another protocol version: run `rlm-sandbox image build`")
+    report = hardening.verify(record, facts, policy, image_id)
+    if report.deviations:
+        raise HardeningError(report.deviations)
+    return report
+
+
+async def _send_context(mux: Mux, context: Context | None) -> None:
+    """Stream the context; one piece of it is encoded at a time."""
+    try:
+        if context is None:
+            await mux.send(Kind.CONTEXT_END, b"null")
+            return
+        sizes = []
+        for text in contexts.texts(context):
+            size = 0
+            for piece in contexts.encode(text):
+                await mux.send(Kind.CONTEXT, piece)
+                size += len(piece)
+            sizes.append(size)
+        await mux.send(Kind.CONTEXT_END, json.dumps(contexts.layout(context, sizes)).encode())
+    except anyio.BrokenResourceError as error:
+        raise SandboxGoneError("the box ended while the context was being sent") from error
+
+
+def _said(container: Container) -> str:
+    said = container.stream.stderr.strip()
+    return f" (it said: {one_line(said[-400:], 300)})" if said else ""

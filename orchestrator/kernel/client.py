@@ -1,0 +1,305 @@
+"""Runs cells in the kernel of a box, over frames; a cell always ends.
+
+``jupyter_client``'s ``Session`` builds and parses the messages; no socket of its own is involved. Four things race for
+the end of a cell: the kernel's reply, the kernel's death, the end of the stream, and the deadline, which runs on the
+event loop's monotonic clock and depends on nothing the box sends. After the deadline comes the ladder::
+
+    interrupt ── 0.5 s ── interrupt ── 0.5 s ── kill every process but the supervisor ── 1 s ── give the box up
+
+so a cell ends within its timeout and 2 s, and the rest of the promised 3 s is for a busy host.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from orchestrator.errors import SandboxGoneError, SandboxStartError
+from orchestrator.kernel.outputs import CellFold
+from orchestrator.kernel.result import ExecutionResult, Status
+from sandbox_image import wire
+from sandbox_image.wire import Channel, Frame, Kind
+
+if TYPE_CHECKING:
+    from jupyter_client.session import Session
+
+INTERRUPT_GRACE_S = 0.5
+KILL_GRACE_S = 1.0
+# A kernel that dies while starting is restarted by the supervisor, which gives up after three tries.
+MAX_LATE_MESSAGES = 100_000
+
+Send = Callable[[Kind, bytes], Awaitable[None]]
+
+
+def preload() -> None:
+    """Import ``jupyter_client`` ahead of need; on a worker thread, since it takes some 0.1 s."""
+    import jupyter_client.session  # noqa: F401
+
+
+def _session() -> Session:
+    from jupyter_client.session import Session
+
+    # Without a key Session warns of what is meant here (ARCHITECTURE.md, "not signed"); without ``auth`` it signs nothing.
+    session = Session(key=b"-", username="host")
+    session.auth = None
+    session.unpack = wire.loads
+    return session
+
+
+class KernelClient:
+    """The host's end of a kernel. It hears frames as a :class:`~orchestrator.transport.mux.Listener`.
+
+    Args:
+        send: sends one frame into the box.
+        output_limit: characters of output a cell may have, a stream.
+    """
+
+    def __init__(self, send: Send, output_limit: int) -> None:
+        """Set up; nothing is sent before :meth:`handshake`."""
+        self._send = send
+        self._output_limit = output_limit
+        self._session = _session()
+        self._ready = anyio.Event()
+        self._changed = anyio.Event()
+        self._hello: dict[str, Any] | None = None
+        self._closed = False
+        self._violation = ""
+        self._fold: CellFold | None = None
+        self._message_id = ""
+        self._replied = False
+        self._flooded = False
+        self._death: dict[str, Any] | None = None
+        self._lost_between = ""
+        self._late = 0
+
+    # What the box sends ---------------------------------------------------------------------------------------------
+
+    def frame(self, frame: Frame) -> None:
+        """Take one frame; a malformed one is a violation, which ends the box."""
+        try:
+            self._take(frame)
+        except wire.WireError as error:
+            self._violation = self._violation or str(error)
+        self._wake()
+
+    def closed(self, violation: str) -> None:
+        """Learn that the stream has ended."""
+        self._closed = True
+        self._violation = self._violation or violation
+        self._wake()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the box can run no further cell."""
+        return self._closed or bool(self._violation)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind is Kind.KERNEL:
+            self._take_message(*wire.unpack_parts(frame.payload))
+            return
+        facts = wire.loads(frame.payload)
+        if not isinstance(facts, dict):
+            raise wire.WireError("a frame's facts are not an object")
+        if frame.kind is Kind.HELLO:
+            self._hello = facts
+        elif frame.kind is Kind.READY:
+            self._ready.set()
+        elif frame.kind is Kind.CUT:
+            if self._fold is not None and facts.get("id") == self._message_id:
+                self._fold.cut(facts)
+        elif frame.kind is Kind.DIED:
+            self._ready = anyio.Event()
+            self._death = facts
+            if self._fold is None:
+                self._lost_between = _describe_death(facts)
+        elif frame.kind is Kind.FAULT:
+            self._flooded = self._flooded or facts.get("fault") == "flood"
+
+    def _take_message(self, channel: Channel, parts: list[bytes]) -> None:
+        message = self._parse(parts)
+        header, parent, content = message["header"], message["parent_header"], message["content"]
+        if not all(isinstance(part, dict) for part in (header, parent, content)):
+            raise wire.WireError("a message's parts are not objects")
+        if not self._message_id or parent.get("msg_id") != self._message_id:
+            self._late += 1
+            if self._late > MAX_LATE_MESSAGES:
+                raise wire.WireError("messages of no cell without end")
+            return
+        kind = header.get("msg_type")
+        if channel is Channel.SHELL:
+            if kind == "execute_reply" and self._fold is not None and not self._replied:
+                self._fold.message(kind, content)
+                self._replied = True
+            elif kind == "kernel_info_reply":
+                self._replied = True
+        elif self._fold is not None and not self._replied and isinstance(kind, str):
+            self._fold.message(kind, content)
+
+    def _parse(self, parts: list[bytes]) -> dict[str, Any]:
+        try:
+            _, rest = self._session.feed_identities(parts)
+            message: dict[str, Any] = self._session.deserialize(rest)
+        except wire.WireError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            raise wire.WireError(f"malformed kernel message: {type(error).__name__}") from error
+        return message
+
+    # Starting -------------------------------------------------------------------------------------------------------
+
+    async def hello(self) -> dict[str, Any]:
+        """Wait for the supervisor's report on its confinement.
+
+        Raises:
+            SandboxStartError: the stream ended before it came.
+        """
+        while self._hello is None:
+            if self.gone:
+                raise SandboxStartError(f"the box ended before it reported{self._because()}")
+            await self._changed.wait()
+        return self._hello
+
+    async def handshake(self) -> None:
+        """Wait until the kernel answers ``kernel_info_request``.
+
+        Raises:
+            SandboxStartError: it died or the stream ended.
+        """
+        await self._until_ready()
+        await self._request("kernel_info_request", {})
+        while not self._replied:
+            if self.gone or self._death is not None:
+                raise SandboxStartError(f"the kernel ended before it answered{self._because()}")
+            await self._changed.wait()
+        self._message_id = ""
+
+    async def _until_ready(self) -> None:
+        while not self._ready.is_set():
+            if self.gone:
+                raise SandboxStartError(f"the kernel did not start{self._because()}")
+            await self._changed.wait()
+
+    async def _request(self, kind: str, content: dict[str, Any]) -> None:
+        message = self._session.msg(kind, content)
+        self._message_id = message["header"]["msg_id"]
+        self._replied = False
+        parts = self._session.serialize(message)
+        await self._send(Kind.KERNEL, wire.pack_parts(Channel.SHELL, parts))
+
+    # Cells ----------------------------------------------------------------------------------------------------------
+
+    async def execute(self, code: str, timeout_s: float, start_timeout_s: float) -> ExecutionResult:
+        """Run one cell to its end; one at a time.
+
+        Args:
+            code: Python source, as a model wrote it.
+            timeout_s: seconds until the ladder begins.
+            start_timeout_s: seconds a fresh kernel may take, if the last one died.
+
+        Raises:
+            SandboxGoneError: the box was dead already.
+        """
+        if self.gone:
+            raise SandboxGoneError(f"the box is gone{self._because()}")
+        try:
+            with anyio.fail_after(start_timeout_s):
+                await self._until_ready()
+        except (TimeoutError, SandboxStartError) as error:
+            self._violation = self._violation or "no fresh kernel came up"
+            raise SandboxGoneError(f"no fresh kernel came up{self._because()}") from error
+        started = time.monotonic()
+        lost_before, self._lost_between = self._lost_between, ""
+        fold = self._fold = CellFold(self._output_limit)
+        self._death, self._flooded = None, False
+        try:
+            status, state_lost, detail = await self._run(code, timeout_s)
+        except anyio.get_cancelled_exc_class():
+            # Nobody is left to climb the ladder: what runs in the box now is unknown, so it serves no further cell.
+            self._violation = self._violation or "a cell was abandoned"
+            raise
+        finally:
+            self._fold, self._message_id = None, ""
+        return fold.result(
+            status,
+            state_lost=state_lost or bool(lost_before),
+            detail="; ".join(part for part in (lost_before, detail) if part),
+            elapsed_s=time.monotonic() - started,
+        )
+
+    async def _run(self, code: str, timeout_s: float) -> tuple[Status, bool, str]:
+        content = {
+            "code": code.encode("utf-8", "replace").decode(),
+            "silent": False,
+            "store_history": False,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": False,
+        }
+        try:
+            await self._request("execute_request", content)
+        except anyio.BrokenResourceError:
+            self._closed = True
+        await self._ended(timeout_s, stop_at_flood=True)
+        why: Status = "output_limit" if self._flooded and not self._replied else "timeout"
+        if not self._over:
+            return await self._ladder(why, timeout_s)
+        return self._outcome()
+
+    @property
+    def _over(self) -> bool:
+        return self._replied or self.gone or self._death is not None
+
+    async def _ended(self, timeout_s: float, *, stop_at_flood: bool = False) -> None:
+        with anyio.move_on_after(timeout_s):
+            while not self._over and not (stop_at_flood and self._flooded):
+                await self._changed.wait()
+
+    def _outcome(self) -> tuple[Status, bool, str]:
+        if self._fold is None:
+            raise RuntimeError("no cell is open")
+        if self._violation:
+            return "protocol_error", True, f"the box broke the protocol: {self._violation}"
+        if self._replied:
+            return self._fold.replied or "error", False, ""
+        if self._death is not None:
+            return ("oom" if self._death.get("oom") is True else "died"), True, _describe_death(self._death)
+        return "died", True, "the box ended"
+
+    async def _ladder(self, why: Status, timeout_s: float) -> tuple[Status, bool, str]:
+        reason = "it printed without end" if why == "output_limit" else f"it ran longer than {timeout_s:g} s"
+        for step, kind, grace_s in (
+            ("interrupted", Kind.INTERRUPT, INTERRUPT_GRACE_S),
+            ("interrupted twice", Kind.INTERRUPT, INTERRUPT_GRACE_S),
+            ("its process was killed", Kind.RESTART, KILL_GRACE_S),
+        ):
+            with anyio.move_on_after(grace_s):
+                try:
+                    await self._send(kind, b"")
+                except anyio.BrokenResourceError:
+                    self._closed = True
+            await self._ended(grace_s)
+            if self._over:
+                lost = not self._replied
+                status = self._outcome()[0]
+                return (status if status in ("oom", "protocol_error") else why), lost, f"{reason}: {step}"
+        self._violation = "it did not end its kernel"
+        return why, True, f"{reason}: the box was destroyed"
+
+    def _because(self) -> str:
+        return f": {self._violation}" if self._violation else ""
+
+
+def _describe_death(facts: dict[str, Any]) -> str:
+    code = facts.get("code")
+    if facts.get("oom") is True:
+        return "the REPL process was killed because the sandbox's memory was used up"
+    if type(code) is int and code < 0:
+        return f"the REPL process was killed by signal {-code}"
+    return f"the REPL process ended with exit code {code if type(code) is int else 'unknown'}"

@@ -1,0 +1,124 @@
+"""The life of one container: created, attached, started, and gone when its block is left, whatever happens in it.
+
+Three nets catch a container whose owner could not clean up: it removes itself when its supervisor ends, which it does
+when its owner's connection closes (so 0.1 s after ``kill -9``); it carries labels of owner and expiry; and
+:func:`sweep` removes what a dead owner left where the engine was in the middle of creating it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio import to_thread
+
+from orchestrator.errors import EngineUnavailableError
+from orchestrator.sandbox.attach import AttachStream
+from orchestrator.sandbox.engine import ContainerInfo, Engine
+
+OWNER_LABEL = "io.rlm-sandbox.owner"
+EXPIRES_LABEL = "io.rlm-sandbox.expires"
+# Added to what the policy grants: the box must outlive its run, and orphans must not live for ever.
+LEASE_SLACK_S = 600
+REMOVE_TIMEOUT_S = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A started container and the stream to it."""
+
+    id: str
+    stream: AttachStream
+
+
+def labels(lease_s: float) -> dict[str, str]:
+    """Return the labels of a container of this process.
+
+    Args:
+        lease_s: seconds it is expected to live at most.
+    """
+    return {OWNER_LABEL: owner(), EXPIRES_LABEL: str(int(time.time() + lease_s + LEASE_SLACK_S))}
+
+
+def owner() -> str:
+    """Return an identity of this process that no later one has: boot, PID namespace, pid and start time (proc(5))."""
+    return f"{_host()}:{os.getpid()}:{_start_time(os.getpid())}"
+
+
+def _host() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').readlink()}".replace(":[", "-").rstrip("]")
+    except OSError:
+        return f"unknown-{secrets.token_hex(8)}"  # not Linux: no other process can be judged alive or dead from here
+
+
+def _start_time(pid: int) -> str:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]  # field 22; the name before it may hold spaces
+
+
+def abandoned(container: ContainerInfo, now: float) -> bool:
+    """Whether a container of ours may be removed: its owner is known to be dead, or cannot be asked and it expired."""
+    host, _, process = container.labels.get(OWNER_LABEL, "").rpartition(":")
+    host, _, pid = host.rpartition(":")
+    if host == _host() and pid.isdigit():
+        return _start_time(int(pid)) != process
+    expires = container.labels.get(EXPIRES_LABEL, "")
+    return expires.isdigit() and now > int(expires)
+
+
+async def sweep(engine: Engine) -> list[str]:
+    """Remove the containers that dead owners left; return their ids. Those of living owners are never touched."""
+
+    def remove_abandoned() -> list[str]:
+        now = time.time()
+        found = [item.id for item in engine.containers(OWNER_LABEL) if abandoned(item, now)]
+        for container in found:
+            engine.remove(container)
+        return found
+
+    return await to_thread.run_sync(remove_abandoned)
+
+
+@asynccontextmanager
+async def started(engine: Engine, config: dict[str, Any]) -> AsyncIterator[Container]:
+    """Create, attach to and start a container; kill and remove it when the block is left, however it is left.
+
+    Raises:
+        EngineUnavailableError: the engine refused a step or does not answer.
+    """
+    name = f"rlm-sandbox-{secrets.token_hex(6)}"
+
+    def create_and_attach() -> AttachStream:
+        engine.create(config, name)
+        return AttachStream(engine.attach(name))
+
+    stream: AttachStream | None = None
+    try:
+        # Not abandoned on cancellation: what the engine has begun to create must be known to be removed.
+        stream = await to_thread.run_sync(create_and_attach)
+        await to_thread.run_sync(engine.start, name)
+        yield Container(name, stream)
+    finally:
+        with anyio.CancelScope(shield=True):
+            if stream is not None:
+                await stream.aclose()
+            await _bounded(lambda: engine.remove(name))
+
+
+async def _bounded(remove: Callable[[], None]) -> None:
+    with anyio.move_on_after(REMOVE_TIMEOUT_S):
+        # Failing that, the closed stream ends the box all the same, and a later sweep takes what is left of it.
+        with suppress(EngineUnavailableError):
+            await to_thread.run_sync(remove, abandon_on_cancel=True)

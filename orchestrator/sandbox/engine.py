@@ -1,0 +1,290 @@
+"""The Docker engine, through the only module that imports ``docker``.
+
+Everything here blocks; async callers run it on worker threads (:mod:`orchestrator.sandbox.container`). Foreign
+exceptions end here: they leave as :class:`~orchestrator.errors.EngineUnavailableError` and its siblings.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from orchestrator.errors import EngineUnavailableError, ImageError
+from orchestrator.text import one_line
+
+if TYPE_CHECKING:
+    import docker
+
+# One request to the engine; starting a container on a loaded two-core machine has taken 4 s.
+REQUEST_TIMEOUT_S = 60
+BUILD_TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """An image the engine holds."""
+
+    id: str
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerInfo:
+    """A container the engine knows, running or not."""
+
+    id: str
+    state: str
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine says of itself and its host.
+
+    Attributes:
+        version: of the engine.
+        runc: version of the default low-level runtime, as reported.
+        kernel: release of the host's Linux.
+        cgroup_version: ``1`` or ``2``.
+        cgroup_driver: ``cgroupfs`` or ``systemd``.
+        security_options: such as ``name=seccomp,profile=default`` or ``name=userns``.
+        runtimes: names of the OCI runtimes it can be asked for.
+        default_runtime: the one it takes unasked.
+        architecture: of the host, such as ``x86_64``.
+        operating_system: of the host.
+    """
+
+    version: str
+    runc: str
+    kernel: str
+    cgroup_version: str
+    cgroup_driver: str
+    security_options: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    default_runtime: str
+    architecture: str
+    operating_system: str
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    import docker.errors
+    import requests
+
+    try:
+        yield
+    except docker.errors.APIError as error:
+        raise EngineUnavailableError(f"the Docker engine refused to {doing}: {error.explanation or error}") from error
+    except (docker.errors.DockerException, requests.RequestException, OSError) as error:
+        raise EngineUnavailableError(
+            f"no Docker engine answers ({one_line(str(error), 160)}): start dockerd, or set DOCKER_HOST"
+        ) from error
+
+
+class Engine:
+    """A connection to one engine, as found by Docker's own environment variables."""
+
+    def __init__(self, api: docker.APIClient) -> None:
+        """Wrap a client; use :meth:`connect`."""
+        self._api = api
+
+    @classmethod
+    def connect(cls) -> Engine:
+        """Connect to the engine of ``DOCKER_HOST`` and its siblings, else to the local socket.
+
+        Raises:
+            EngineUnavailableError: none answers.
+        """
+        import docker
+        import docker.utils
+
+        with _translated("say its version"):
+            settings = docker.utils.kwargs_from_env()
+            # Every box keeps one connection for its stream besides those of short requests.
+            return cls(docker.APIClient(version="auto", timeout=REQUEST_TIMEOUT_S, max_pool_size=64, **settings))
+
+    def close(self) -> None:
+        """Close idle connections; streams that were attached stay open."""
+        self._api.close()
+
+    def info(self) -> EngineInfo:
+        """Ask the engine about itself."""
+        with _translated("describe itself"):
+            info = self._api.info()
+            version = self._api.version()
+        components = {part["Name"].lower(): part["Version"] for part in version.get("Components", [])}
+        return EngineInfo(
+            version=version.get("Version", ""),
+            runc=components.get("runc", ""),
+            kernel=info.get("KernelVersion", ""),
+            cgroup_version=str(info.get("CgroupVersion", "1")),
+            cgroup_driver=info.get("CgroupDriver", ""),
+            security_options=tuple(info.get("SecurityOptions") or ()),
+            runtimes=tuple(sorted(info.get("Runtimes") or ())),
+            default_runtime=info.get("DefaultRuntime", ""),
+            architecture=info.get("Architecture", ""),
+            operating_system=info.get("OperatingSystem", ""),
+        )
+
+    # Containers -----------------------------------------------------------------------------------------------------
+
+    def create(self, config: dict[str, Any], name: str) -> str:
+        """Create a container from the engine API's own JSON; return its id."""
+        with _translated("create the container"):
+            return str(self._api.create_container_from_config(config, name)["Id"])
+
+    def attach(self, container: str) -> socket.socket:
+        """Return the raw stream of a created container's stdin, stdout and stderr, multiplexed by the engine.
+
+        Raises:
+            EngineUnavailableError: the engine is reached over TLS or SSH, whose streams cannot be half-read safely:
+                forward its socket instead (``ssh -L local.sock:/var/run/docker.sock``).
+        """
+        with _translated("attach to the container"):
+            parameters = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+            raw = self._api.attach_socket(container, params=parameters)
+            inner = getattr(raw, "_sock", None)
+            if type(inner) is not socket.socket:
+                raise EngineUnavailableError(
+                    "an engine reached over TLS or SSH is not supported; forward its socket and set DOCKER_HOST to it"
+                )
+            # The response behind ``raw`` would close the descriptor whenever it is collected: take a copy, end it now.
+            stream = inner.dup()
+            inner.close()
+            raw.close()
+            return stream
+
+    def start(self, container: str) -> None:
+        """Start a created container."""
+        with _translated("start the container"):
+            self._api.start(container)
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """Return the engine's full record of a container."""
+        with _translated("inspect the container"):
+            record: dict[str, Any] = self._api.inspect_container(container)
+            return record
+
+    def wait(self, container: str, timeout_s: float) -> int:
+        """Wait until a container has exited; return its exit code."""
+        with _translated("wait for the container"):
+            return int(self._api.wait(container, timeout=math.ceil(timeout_s))["StatusCode"])
+
+    def remove(self, container: str) -> None:
+        """Kill and remove a container; one that is gone, or on its way, is fine."""
+        import docker.errors
+
+        with _translated("remove the container"):
+            try:
+                self._api.remove_container(container, force=True, v=True)
+            except docker.errors.APIError as error:
+                # 404: gone. 409: another removal is in progress.
+                if error.status_code not in (404, 409):
+                    raise
+
+    def containers(self, label: str) -> list[ContainerInfo]:
+        """Return all containers, running or not, that carry ``label`` (``key`` or ``key=value``)."""
+        with _translated("list containers"):
+            found = self._api.containers(all=True, filters={"label": label})
+        return [ContainerInfo(item["Id"], item["State"], dict(item.get("Labels") or {})) for item in found]
+
+    # Images ---------------------------------------------------------------------------------------------------------
+
+    def images(self, label: str) -> list[ImageInfo]:
+        """Return all images that carry ``label`` (``key`` or ``key=value``), newest first."""
+        with _translated("list images"):
+            found = self._api.images(filters={"label": label})
+        found.sort(key=lambda item: item.get("Created", 0), reverse=True)
+        return [ImageInfo(item["Id"], dict(item.get("Labels") or {})) for item in found]
+
+    def image(self, reference: str) -> ImageInfo | None:
+        """Return the local image of that id or reference, or None; nothing is pulled."""
+        import docker.errors
+
+        with _translated("inspect the image"):
+            try:
+                record = self._api.inspect_image(reference)
+            except docker.errors.ImageNotFound:
+                return None
+        return ImageInfo(record["Id"], dict((record.get("Config") or {}).get("Labels") or {}))
+
+    def pull(self, reference: str, timeout_s: float) -> bool:
+        """Try to pull ``reference``; return whether it is there now. A registry that does not answer is no error."""
+        import docker.errors
+        import requests
+
+        previous, self._api.timeout = self._api.timeout, int(timeout_s)
+        try:
+            self._api.pull(reference)
+        except (docker.errors.DockerException, requests.RequestException, OSError):
+            return False
+        finally:
+            self._api.timeout = previous
+        return self.image(reference) is not None
+
+    def import_rootfs(self, tar: Path, tag: str) -> str:
+        """Make an image of a root file system in a tar file; return its id.
+
+        Raises:
+            ImageError: the engine did not take it.
+        """
+        import docker.errors
+
+        repository, _, version = tag.rpartition(":")
+        with _translated("import a root file system"):
+            try:
+                self._api.import_image_from_file(str(tar), repository=repository, tag=version)
+            except docker.errors.APIError as error:
+                raise ImageError(f"the engine refused the root file system: {error.explanation}") from error
+        image = self.image(tag)
+        if image is None:
+            raise ImageError("the engine took the root file system and then lost it")
+        return image.id
+
+    def build(self, context: BinaryIO, *, build_args: dict[str, str], labels: dict[str, str], tag: str) -> str:
+        """Build an image from a tar stream with ``Dockerfile.sandbox`` in it, without network; return its id.
+
+        Raises:
+            ImageError: a step failed; the message ends with the last lines of the log.
+        """
+        log: list[str] = []
+        with _translated("build the image"):
+            stream = self._api.build(
+                fileobj=context,
+                custom_context=True,
+                dockerfile="Dockerfile.sandbox",
+                buildargs=build_args,
+                labels=labels,
+                tag=tag,
+                network_mode="none",
+                pull=False,
+                rm=True,
+                forcerm=True,
+                decode=True,
+                timeout=BUILD_TIMEOUT_S,
+            )
+            for line in stream:
+                if "error" in line:
+                    tail = "\n".join(log[-20:])
+                    raise ImageError(f"the image did not build: {line['error']}\n{tail}")
+                log.append(str(line.get("stream", "")).rstrip())
+        image = self.image(tag)
+        if image is None:
+            raise ImageError("the engine reported no error, but there is no image")
+        return image.id
+
+    def remove_image(self, image: str) -> None:
+        """Remove an image that no container uses; one that is in use, or gone, stays as it is."""
+        import docker.errors
+
+        with _translated("remove the image"):
+            try:
+                self._api.remove_image(image)
+            except docker.errors.APIError as error:
+                if error.status_code not in (404, 409):
+                    raise

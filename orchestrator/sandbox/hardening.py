@@ -1,0 +1,403 @@
+"""From a policy to a locked container, and back: pure functions over plain data.
+
+:func:`container_config` makes the engine API's JSON. :data:`CONTROLS` is the one table of what is promised: each
+control says how it is read back from the engine's own record of the container and from the facts the supervisor gathers
+inside (:mod:`sandbox_image.attest`). :func:`verify` compares; a deviation means the box is burnt.
+
+Control ids are those of ``policies/THREAT_MODEL.md``. Docker's names are those of its Engine API 1.41.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.policy import Policy
+
+HOSTNAME = "sandbox"
+WORKDIR = "/work"
+SCRATCH = "/tmp"  # noqa: S108 - a tmpfs of each box, not a shared folder
+RUN_DIR = "/run/box"
+ENTRYPOINT = ["/opt/box/python", "-I", "-B", "-u", "/opt/box/sandbox_image/supervisor.py"]
+# multiprocessing's semaphores live in /dev/shm; a pool of any size the pids limit allows fits.
+SHM_MB = 16
+# Sockets, profile and the growth of tmpfs metadata beside the context.
+RUN_DIR_SLACK_MB = 8
+# Below the kernel of the box, which sets itself to 1000, and above everything else on the host.
+OOM_SCORE_ADJ = 900
+CPU_PERIOD_US = 100_000
+MIB = 1 << 20
+
+Record = dict[str, Any]
+Check = Callable[[Record, Policy], bool]
+
+
+def frame_bytes(policy: Policy) -> int:
+    """Return the largest frame of the wire: what the policy says, but room for a context piece or a cell's cut output.
+
+    Output cut at the source leaves in one frame: a third of two streams, where JSON may take six bytes a character.
+    """
+    return max(policy.limits.frame_kb, 1024 + 64, 13 * policy.limits.output_kb) * 1024
+
+
+def supervisor_settings(policy: Policy) -> dict[str, int]:
+    """Return what the supervisor is told on its command line: limits it applies at the source; sizes in bytes."""
+    return {
+        "frame": frame_bytes(policy),
+        "message": policy.limits.answer_mb * MIB,
+        "output": policy.limits.output_kb * 1024,
+        "window": policy.models.window,
+        "threads": max(1, int(policy.limits.cpus)),
+    }
+
+
+def container_config(policy: Policy, image: str, seccomp: str, labels: dict[str, str]) -> Record:
+    """Return the body of the engine's ``POST /containers/create``.
+
+    Args:
+        policy: what the box may use.
+        image: id of the image.
+        seccomp: the profile's JSON text.
+        labels: who owns the container and until when.
+    """
+    limits = policy.limits
+    uid, gid = policy.sandbox.user.split(":")
+    scratch = f"rw,noexec,nosuid,nodev,uid={uid},gid={gid}"
+    memory = limits.memory_mb * MIB
+    return {
+        "Image": image,
+        "Entrypoint": ENTRYPOINT,
+        "Cmd": [json.dumps(supervisor_settings(policy), separators=(",", ":"))],
+        # A name without "=" removes it: nothing of the image's or the engine's environment is left.
+        "Env": ["PATH"],
+        "WorkingDir": WORKDIR,
+        "User": policy.sandbox.user,
+        "Hostname": HOSTNAME,
+        "Domainname": "",
+        "Labels": labels,
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Tty": False,
+        "NetworkDisabled": True,
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopTimeout": 0,
+        "HostConfig": {
+            "NetworkMode": "none",
+            "ReadonlyRootfs": True,
+            "CapDrop": ["ALL"],
+            "CapAdd": [],
+            "Privileged": False,
+            "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp}"],
+            "IpcMode": "private",
+            "CgroupnsMode": "private",
+            "PidMode": "",
+            "UTSMode": "",
+            "ShmSize": SHM_MB * MIB,
+            "Memory": memory,
+            "MemorySwap": memory,
+            "OomKillDisable": False,
+            "OomScoreAdj": OOM_SCORE_ADJ,
+            "PidsLimit": limits.pids,
+            "CpuPeriod": CPU_PERIOD_US,
+            "CpuQuota": math.ceil(limits.cpus * CPU_PERIOD_US),
+            "Ulimits": [
+                {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
+                {"Name": "core", "Soft": 0, "Hard": 0},
+                {"Name": "memlock", "Soft": 65536, "Hard": 65536},
+                {"Name": "msgqueue", "Soft": 0, "Hard": 0},
+            ],
+            "Tmpfs": {
+                SCRATCH: f"{scratch},size={limits.tmp_mb}m,nr_inodes={limits.tmp_inodes},mode=700",
+                RUN_DIR: f"{scratch},size={limits.context_mb + RUN_DIR_SLACK_MB}m,nr_inodes=256,mode=700",
+            },
+            "LogConfig": {"Type": "none", "Config": {}},
+            "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+            "AutoRemove": True,
+            "Init": False,
+            "Binds": [],
+            "Mounts": [],
+            "Devices": [],
+            "PublishAllPorts": False,
+            **({"Runtime": policy.sandbox.runtime} if policy.sandbox.runtime else {}),
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One promise, and how it is read back.
+
+    Attributes:
+        id: its name in the threat model.
+        what: the promise, for people.
+        engine: whether the engine's record of the container shows it; None where the engine does not say.
+        inside: whether the facts from inside show it; None where it cannot be seen from there.
+    """
+
+    id: str
+    what: str
+    engine: Check | None = None
+    inside: Check | None = None
+
+
+def _host(record: Record) -> Record:
+    config: Record = record["HostConfig"]
+    return config
+
+
+def _status(facts: Record, field: str) -> str:
+    return str(facts["status"].get(field, ""))
+
+
+def _no_capabilities(facts: Record, _: Policy) -> bool:
+    return all(
+        int(_status(facts, field) or "1", 16) == 0 for field in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+    )
+
+
+def _user_inside(facts: Record, policy: Policy) -> bool:
+    uid, gid = policy.sandbox.user.split(":")
+    return set(_status(facts, "Uid").split()) == {uid} and set(_status(facts, "Gid").split()) == {gid}
+
+
+def _mounted(facts: Record, where: str) -> tuple[str, set[str]] | None:
+    for point, kind, options, superblock in facts["mounts"]:
+        if point == where:
+            return kind, set(options.split(",")) | set(superblock.split(","))
+    return None
+
+
+def _readonly_root(facts: Record, _: Policy) -> bool:
+    root = _mounted(facts, "/")
+    return root is not None and "ro" in root[1]
+
+
+def _scratch(facts: Record, policy: Policy) -> bool:
+    sizes = {SCRATCH: policy.limits.tmp_mb, RUN_DIR: policy.limits.context_mb + RUN_DIR_SLACK_MB}
+    for where, megabytes in sizes.items():
+        mount = _mounted(facts, where)
+        if mount is None or mount[0] != "tmpfs" or not {"noexec", "nosuid", "nodev"} <= mount[1]:
+            return False
+        if not {f"size={megabytes * 1024}k", f"size={megabytes}m"} & mount[1]:
+            return False
+    return True
+
+
+_OWN_FILE_SYSTEMS = frozenset(
+    ("overlay", "proc", "tmpfs", "devpts", "sysfs", "mqueue", "cgroup", "cgroup2", "9p", "gofer", "none")
+)
+# Files of a few bytes that the engine makes for every container and mounts from its own folder, read-only here.
+_ENGINE_FILES = frozenset(("/etc/resolv.conf", "/etc/hostname", "/etc/hosts"))
+
+
+def _no_host_mounts(facts: Record, _: Policy) -> bool:
+    return all(
+        kind in _OWN_FILE_SYSTEMS or (where in _ENGINE_FILES and "ro" in options.split(","))
+        for where, kind, options, _ in facts["mounts"]
+    )
+
+
+def _cgroup_number(facts: Record, what: str, word: int = 0) -> int:
+    words = str(facts["cgroup"].get(what, "")).split()
+    return int(words[word]) if len(words) > word and words[word].isdigit() else -1
+
+
+def _memory_inside(facts: Record, policy: Policy) -> bool:
+    return _cgroup_number(facts, "memory") == policy.limits.memory_mb * MIB
+
+
+def _no_swap_inside(facts: Record, policy: Policy) -> bool:
+    # cgroup v2 counts swap alone, v1 memory and swap together.
+    return _cgroup_number(facts, "swap") in (0, policy.limits.memory_mb * MIB)
+
+
+def _pids_inside(facts: Record, policy: Policy) -> bool:
+    return _cgroup_number(facts, "pids") == policy.limits.pids
+
+
+def _limit_inside(name: str, value: Callable[[Policy], int]) -> Check:
+    return lambda facts, policy: facts["limits"].get(name) == [str(value(policy))] * 2
+
+
+def _ulimit(record: Record, name: str) -> tuple[int, int] | None:
+    for limit in _host(record).get("Ulimits") or ():
+        if limit["Name"] == name:
+            return limit["Soft"], limit["Hard"]
+    return None
+
+
+def _descriptors(facts: Record, _: Policy) -> bool:
+    # Everything open at start is a pipe of the stream, or the supervisor's own pipe, socket and context file.
+    allowed = ("pipe:", "socket:", "/run/box/", "/dev/null", "anon_inode:")
+    return all(entry.partition(" ")[2].startswith(allowed) for entry in facts["descriptors"])
+
+
+CONTROLS: tuple[Control, ...] = (
+    Control(
+        "H1",
+        "no network: an empty namespace with loopback at most",
+        lambda record, _: _host(record)["NetworkMode"] == "none",
+        lambda facts, _: set(facts["interfaces"]) <= {"lo"},
+    ),
+    Control(
+        "H3",
+        "no capability in any set",
+        lambda record, _: _host(record)["CapDrop"] == ["ALL"] and not _host(record)["CapAdd"],
+        _no_capabilities,
+    ),
+    Control(
+        "H4",
+        "no new privileges by any exec",
+        lambda record, _: "no-new-privileges" in _host(record)["SecurityOpt"],
+        lambda facts, _: _status(facts, "NoNewPrivs") == "1",
+    ),
+    Control("H6", "not root", lambda record, policy: record["Config"]["User"] == policy.sandbox.user, _user_inside),
+    Control(
+        "H8", "read-only root file system", lambda record, _: _host(record)["ReadonlyRootfs"] is True, _readonly_root
+    ),
+    Control(
+        "H9",
+        "scratch is sized, in memory, and not executable",
+        lambda record, _: set(_host(record)["Tmpfs"]) == {SCRATCH, RUN_DIR},
+        _scratch,
+    ),
+    Control(
+        "H10",
+        "nothing of the host is mounted",
+        lambda record, _: (
+            not _host(record).get("Binds") and not _host(record).get("Mounts") and not record.get("Mounts")
+        ),
+        _no_host_mounts,
+    ),
+    Control("H11", "private System V and POSIX IPC", lambda record, _: _host(record)["IpcMode"] == "private"),
+    Control(
+        "H12",
+        "private cgroup namespace",
+        lambda record, _: _host(record)["CgroupnsMode"] == "private",
+        lambda facts, _: all(line.endswith(":/") for line in facts["cgroup_path"].splitlines()),
+    ),
+    Control(
+        "H13a",
+        "memory is limited",
+        lambda record, policy: _host(record)["Memory"] == policy.limits.memory_mb * MIB,
+        _memory_inside,
+    ),
+    Control(
+        "H13b", "no swap", lambda record, _: _host(record)["MemorySwap"] == _host(record)["Memory"], _no_swap_inside
+    ),
+    Control("H14", "the kernel may kill for memory", lambda record, _: not _host(record).get("OomKillDisable")),
+    Control(
+        "H15",
+        "the host's memory killer takes the box first",
+        lambda record, _: _host(record)["OomScoreAdj"] == OOM_SCORE_ADJ,
+    ),
+    Control(
+        "H16",
+        "processes and threads are limited",
+        lambda record, policy: _host(record)["PidsLimit"] == policy.limits.pids,
+        _pids_inside,
+    ),
+    Control(
+        "H17",
+        "processor time is limited",
+        lambda record, policy: _host(record)["CpuQuota"] == math.ceil(policy.limits.cpus * CPU_PERIOD_US),
+    ),
+    Control(
+        "H18a",
+        "descriptors are limited",
+        lambda record, policy: _ulimit(record, "nofile") == (policy.limits.open_files,) * 2,
+        _limit_inside("Max open files", lambda policy: policy.limits.open_files),
+    ),
+    Control(
+        "H18b",
+        "no core dumps",
+        lambda record, _: _ulimit(record, "core") == (0, 0),
+        _limit_inside("Max core file size", lambda _: 0),
+    ),
+    Control(
+        "H19",
+        "our own seccomp profile filters every system call",
+        lambda record, _: any(option.startswith("seccomp={") for option in _host(record)["SecurityOpt"]),
+        lambda facts, _: _status(facts, "Seccomp") == "2",
+    ),
+    Control("H23", "the box writes no log on the host", lambda record, _: _host(record)["LogConfig"]["Type"] == "none"),
+    Control("H24", "never restarted", lambda record, _: _host(record)["RestartPolicy"]["Name"] in ("", "no")),
+    Control(
+        "H26",
+        "neutral host name and an empty environment",
+        lambda record, _: record["Config"]["Hostname"] == HOSTNAME,
+        lambda facts, _: (
+            facts["hostname"] == HOSTNAME and set(facts["environment"]) <= {"HOME", "HOSTNAME", "LC_CTYPE"}
+        ),
+    ),
+    Control(
+        "H27",
+        "no device, no port, no namespace of the host",
+        lambda record, _: (
+            not _host(record).get("Devices")
+            and not _host(record).get("DeviceRequests")
+            and not _host(record).get("Privileged")
+            and not _host(record).get("PortBindings")
+            and "host"
+            not in (_host(record).get("PidMode"), _host(record).get("UTSMode"), _host(record).get("UsernsMode"))
+        ),
+    ),
+    Control(
+        "H29",
+        "work folder and program are ours",
+        lambda record, _: record["Config"]["WorkingDir"] == WORKDIR and record["Config"]["Entrypoint"] == ENTRYPOINT,
+        lambda facts, _: facts["pid"] == 1,
+    ),
+    Control("P20", "no foreign descriptor was left open", None, _descriptors),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found of every control."""
+
+    controls: dict[str, str]
+    deviations: list[str]
+
+
+def verify(record: Record, facts: Record, policy: Policy, image: str) -> Report:
+    """Compare the engine's record and the facts from inside with the policy.
+
+    Args:
+        record: the engine's ``GET /containers/{id}/json``.
+        facts: :func:`sandbox_image.attest.gather`, as the supervisor sent it; of any shape, since it came over a wire.
+        policy: what was asked for.
+        image: id of the image the box must run (control H28).
+    """
+    controls: dict[str, str] = {}
+    deviations: list[str] = []
+    for control in CONTROLS:
+        views = [
+            (view, check, data)
+            for view, check, data in (("engine", control.engine, record), ("inside", control.inside, facts))
+            if check is not None
+        ]
+        wrong = [view for view, check, data in views if not _holds(check, data, policy)]
+        seen = " and ".join(view for view, _, _ in views)
+        controls[control.id] = f"{control.what}: " + (
+            f"NOT IN FORCE ({', '.join(wrong)})" if wrong else f"held ({seen})"
+        )
+        deviations += [f"{control.id} {control.what} (seen from {view})" for view in wrong]
+    same_image = record.get("Image") == image
+    controls["H28"] = "the image is used by id: " + ("held (engine)" if same_image else "NOT IN FORCE (engine)")
+    if not same_image:
+        deviations.append("H28 the image is used by id (seen from engine)")
+    return Report(controls, deviations)
+
+
+def _holds(check: Check, data: Record, policy: Policy) -> bool:
+    try:
+        return check(data, policy)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return False  # what cannot be read is not in force
