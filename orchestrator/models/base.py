@@ -1,0 +1,117 @@
+"""What a model is to this system: one text in, one text out, with a truthful bill.
+
+A provider's module maps its SDK to these types and its errors to :class:`orchestrator.errors.ModelError`.
+It never retries: :mod:`orchestrator.models.retry` is the only layer that does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Role = Literal["user", "assistant"]
+Purpose = Literal["root", "sub"]
+StopReason = Literal["end", "max_tokens", "refusal", "context_window", "cut_short"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What is asked of a model.
+
+    Attributes:
+        messages: the conversation, oldest first; the last is the user's.
+        system: standing instructions.
+        max_tokens: the most output tokens the reply may have; the ledger reserves for it.
+        purpose: ``root`` for the model that drives the REPL, ``sub`` for an ``llm_query``.
+        cache: ask the provider to cache the prefix, because the next request repeats it.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    system: str = ""
+    purpose: Purpose = "sub"
+    cache: bool = False
+
+    @property
+    def characters(self) -> int:
+        """Length of all that is sent."""
+        return len(self.system) + sum(len(message.text) for message in self.messages)
+
+    def worst_case_input_tokens(self) -> int:
+        """An upper estimate of the input tokens, for the reservation made before the call.
+
+        Byte-pair tokenizers give about one token for 3.5 bytes of English and seldom more than one for two bytes of
+        anything else; 16 a message covers role markers. The provider's own count replaces it when the call is settled.
+        """
+        texts = [self.system, *(message.text for message in self.messages)]
+        return sum(len(text.encode("utf-8", "surrogatepass")) // 2 + 16 for text in texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply, as the provider billed them.
+
+    Attributes:
+        input_tokens: uncached input.
+        output_tokens: output, thinking included.
+        cache_read_tokens: input served from the provider's cache.
+        cache_write_tokens: input written to it.
+        estimated: the provider did not say, and these are our own estimates.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    estimated: bool = False
+
+    @property
+    def total(self) -> int:
+        """All tokens, cached or not: what the token budget counts."""
+        return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReply:
+    """A model's answer.
+
+    Attributes:
+        text: the answer; may be empty.
+        usage: the bill.
+        stop_reason: why it ended; ``cut_short`` when the provider gave no reason.
+    """
+
+    text: str
+    usage: Usage = field(default_factory=Usage)
+    stop_reason: StopReason = "end"
+
+
+class Model(Protocol):
+    """A model that can be asked.
+
+    ``name`` is the provider's own name of it and the key into the price table. It never enters a box.
+    """
+
+    @property
+    def name(self) -> str:
+        """The provider's name for the model."""
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        """Send one request, once.
+
+        Cancelling the call cancels the request upstream.
+
+        Raises:
+            ModelError: the provider did not answer; its subclass says whether trying again makes sense.
+        """
+
+    async def aclose(self) -> None:
+        """Give back connections. Calling it twice is fine."""

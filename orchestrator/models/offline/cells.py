@@ -1,0 +1,207 @@
+"""The cells the offline model writes as a root model: which program, with which parameters, for which question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.models.offline import passages, programs, wording
+from orchestrator.models.offline.lexicon import STOP_WORDS
+from orchestrator.models.offline.questions import COUNTS, ITEMS, STATISTICS, Question
+
+SLICE_CHARS = 100_000
+# Distinct words and numbers of a slice make long replies; smaller slices keep them below the length limit.
+SLICE_CHARS_OF_LISTS = 60_000
+# A slice may grow to this where the budget allows few calls, or a line is that long.
+LARGEST_CHARS = 1_500_000
+_SMALLEST_SLICE = 1_000
+# Of the budget's calls, what the turns of the root model itself may need.
+_CALLS_KEPT = 10
+_BATCH = 64
+# Of the weight of a question's words, what a passage must share to count as an answer.
+_ENOUGH = 0.6
+# The confidence that tells a definition from a passage that merely holds the word.
+_DEFINED = 0.55
+
+#: How documents that were joined into one text are usually set apart; the name is the group.
+SEPARATORS = {
+    "=== NAME ===": r"(?im)^={3,} ?(?:(?:file|document|source)\b:? ?)?([^\s=][^\n]{0,200}?) ?={3,}$",
+    "--- NAME ---": r"(?im)^-{3,} ?(?:(?:file|document|source)\b:? ?)?([^\s-][^\n]{0,200}?) ?-{3,}$",
+    '<document name="NAME">': r'(?im)^<(?:document|doc|file)\b[^>\n]*?(?:name|path|title|id)="([^"\n]+)"[^>\n]*>$',
+    "File: NAME": r"(?im)^(?:#+ |// |-- )?(?:file|document|filename|path): ?(\S[^\n]{0,200})$",
+    "Chapter N": r"(?m)^((?:CHAPTER|Chapter|BOOK|Book|PART|Part) (?:[IVXLC]+|\d+)\b[^\n]{0,80})$",
+}
+_CHAPTERS = "Chapter N"
+_ABOUT_DOCUMENTS = frozenset(
+    {"count_documents", "which_documents", "top_documents", "definition", "value", "passages"}
+)
+_FORMS = re.compile(r"^lines of the form (.+) - (\d+)$", re.MULTILINE)
+_TOO_LARGE = re.compile(r"^refused: too_large limit: (\d+)", re.MULTILINE)
+
+_THOUGHTS = {
+    "inspect": "First I look at how the text is laid out and what is left of the budget.",
+    "split": "I cut it into slices at line ends, no more of them than the budget allows.",
+    "measure": "This is arithmetic: code does it exactly, and no sub-call is needed.",
+    "ask": "Now I ask the same plain question of every slice.",
+    "again": "Some slices have no readable reply: I ask those again, and cut in two what was too long.",
+    "reduce_counts": "I add the replies up, and count the terms once more in code as a check.",
+    "reduce_items": "I merge the lists.",
+    "reduce_quotes": "I keep the quotations that really stand in the text and rank them by how rare their words are.",
+    "summarise": "I condense the quoted sentences, level by level.",
+    "answer_counts": "The numbers are in: I put the answer together.",
+    "answer_items": "The list is complete: I put the answer together.",
+    "answer_quotes": "I put the answer together, with the places it comes from.",
+    "finish": "I answer with what I have.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes cells for one reading of the question.
+
+    Attributes:
+        question: the reading.
+        seen: what the last cell showed.
+        failed: whether it failed.
+        one_text: the context is one text, whose documents, if any, have to be found.
+    """
+
+    question: Question
+    seen: str
+    failed: bool
+    one_text: bool
+
+    @property
+    def reduce(self) -> str:
+        """Name of the program that reduces the replies."""
+        if self.question.kind == "summary":
+            return "summarise"
+        if self.question.kind in COUNTS:
+            return "reduce_counts"
+        return "reduce_items" if self.question.kind in ITEMS else "reduce_quotes"
+
+    @property
+    def separator(self) -> str:
+        """Pattern of the lines that set documents apart in one text, when the last cell showed such lines."""
+        question = self.question
+        if not (question.kind in _ABOUT_DOCUMENTS or question.noun == "documents" or question.scope):
+            return ""
+        shown = {form: int(number) for form, number in _FORMS.findall(self.seen)}
+        usable = [form for form in SEPARATORS if shown.get(form, 0) > 1]
+        if re.search(r"(?i)\b(?:chapter|part|book)s?\b", question.text):
+            usable.sort(key=_CHAPTERS.__ne__)
+        elif _CHAPTERS in usable:
+            usable.remove(_CHAPTERS)
+        return SEPARATORS[usable[0]] if usable else ""
+
+    def turn(self, *steps: str) -> str:
+        """Return the reply that takes ``steps``: a sentence, and a block for each."""
+        blocks = "\n\n".join(f"```repl\n{programs.load(step, **PROGRAMS[step](self))}```" for step in steps)
+        return f"{_THOUGHTS[steps[0]]}\n\n{blocks}"
+
+
+def _inspect(writer: Writer) -> dict[str, object]:
+    return {"SEPARATORS": SEPARATORS if writer.one_text else {}}
+
+
+def _split(writer: Writer) -> dict[str, object]:
+    question = writer.question
+    size, largest = SLICE_CHARS_OF_LISTS if question.kind in ITEMS else SLICE_CHARS, LARGEST_CHARS
+    refused = _TOO_LARGE.findall(writer.seen)
+    if refused:
+        # A character takes at most four bytes, and the question and the names of documents need room too.
+        size = largest = max(int(refused[-1]) // 8, _SMALLEST_SLICE)
+    return {
+        "SEPARATOR": writer.separator,
+        "SCOPE": question.scope,
+        "TERMS": passages.terms_of(question),
+        "SLICE_CHARS": size,
+        "LARGEST_CHARS": largest,
+        "QUESTION_COUNT": len(wording.questions(question)),
+        "CALLS_KEPT": _CALLS_KEPT,
+    }
+
+
+def _measure(writer: Writer) -> dict[str, object]:
+    question = writer.question
+    return {"NOUN": question.noun, **_ranking(question), "STOP_WORDS": _stop_words(question)}
+
+
+def _ask(writer: Writer) -> dict[str, object]:
+    return {"QUESTIONS": wording.questions(writer.question), "BATCH": _BATCH}
+
+
+def _reduce_counts(writer: Writer) -> dict[str, object]:
+    question, terms = writer.question, writer.question.terms
+    counted = terms if question.noun == "occurrences" else None
+    return {
+        "TERMS": counted.words if counted else (),
+        "EVERY": bool(counted and counted.every),
+        "WHOLE_WORD": bool(counted and counted.whole_word),
+        "IGNORE_CASE": bool(counted and counted.ignore_case),
+        "KIND": question.kind,
+    }
+
+
+def _answer_counts(writer: Writer) -> dict[str, object]:
+    question, terms = writer.question, writer.question.terms
+    plural = wording.noun(question)
+    return {
+        **_ranking(question),
+        "SINGULAR": wording.term(terms) if terms and question.noun == "occurrences" else plural,
+        "PLURAL": plural,
+        "READING": wording.reading(terms),
+        "NEGATE": question.negate,
+    }
+
+
+def _reduce_items(writer: Writer) -> dict[str, object]:
+    return {"STOP_WORDS": _stop_words(writer.question), "NUMERIC": writer.question.kind in STATISTICS}
+
+
+def _answer_items(writer: Writer) -> dict[str, object]:
+    return {**_ranking(writer.question), "PLURAL": wording.noun(writer.question)}
+
+
+def _reduce_quotes(writer: Writer) -> dict[str, object]:
+    return {"TERMS": passages.terms_of(writer.question)}
+
+
+def _answer_quotes(writer: Writer) -> dict[str, object]:
+    question = writer.question
+    return {"QUERY": question.text, "KIND": question.kind, "ENOUGH": _ENOUGH, "DEFINED": _DEFINED}
+
+
+def _summarise(writer: Writer) -> dict[str, object]:
+    return {"QUESTION": wording.SUMMARY, "FEW": writer.question.number, "GROUP_CHARS": SLICE_CHARS_OF_LISTS}
+
+
+def _finish(writer: Writer) -> dict[str, object]:
+    return {"NOTE": "\n(My code failed before this was checked.)" if writer.failed else ""}
+
+
+def _ranking(question: Question) -> dict[str, object]:
+    return {"KIND": question.kind, "NUMBER": question.number, "LEAST": question.least}
+
+
+def _stop_words(question: Question) -> frozenset[str]:
+    return STOP_WORDS if question.plain_words else frozenset()
+
+
+#: Every program, and what gives its parameters.
+PROGRAMS: dict[str, Callable[[Writer], dict[str, object]]] = {
+    "inspect": _inspect,
+    "split": _split,
+    "measure": _measure,
+    "ask": _ask,
+    "again": lambda _writer: {},
+    "reduce_counts": _reduce_counts,
+    "answer_counts": _answer_counts,
+    "reduce_items": _reduce_items,
+    "answer_items": _answer_items,
+    "reduce_quotes": _reduce_quotes,
+    "answer_quotes": _answer_quotes,
+    "summarise": _summarise,
+    "finish": _finish,
+}

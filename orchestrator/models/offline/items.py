@@ -1,0 +1,237 @@
+"""Finding items of a kind (addresses, dates, imports, headings, …) in a text.
+
+The text comes from strangers and may be megabytes long. Every pattern here is linear on any input: a match can begin only
+where a look-behind allows it, and what it may try again is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from orchestrator.models.offline.lexicon import STOP_WORDS
+from orchestrator.models.offline.questions import Relation, Terms
+
+Finder = Callable[[str, str], Iterator[str]]
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,8}|\d{1,30})(?:\.\d{1,30})?(?!\d|\.\d|,\d{3})"
+_NUMBER = _DIGITS + r"(?!\w)"
+_MONTH = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?"
+    r"|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\.?"
+)
+_DATE = re.compile(
+    r"(?<![\w/.-])(?:"
+    r"(?P<iso>\d{4}-\d{2}-\d{2})"
+    r"|\d{1,2}[/.]\d{1,2}[/.]\d{4}"
+    rf"|(?P<day>\d{{1,2}})(?:st|nd|rd|th)? (?P<month>{_MONTH}),? (?P<year>\d{{4}})"
+    rf"|(?P<month2>{_MONTH}) (?P<day2>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<year2>\d{{4}})"
+    r")(?![\w/-])"
+)
+_SENTENCE_END = re.compile(r"[.!?][\"')\]’”]{0,3}(?=\s|\Z)|\n[ \t]*\n|\Z")
+_CODE_SUFFIXES = (".py", ".pyi", ".sh", ".bash", ".rb", ".pl", ".r", ".toml", ".ini", ".cfg", ".yml", ".yaml", ".conf")
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+(?P<from>[\w.]{1,200})[ \t]+import[ \t]"
+    r"|import[ \t]+(?P<list>[\w.]{1,200}(?:[ \t]+as[ \t]+\w{1,100})?"
+    r"(?:[ \t]*,[ \t]*[\w.]{1,200}(?:[ \t]+as[ \t]+\w{1,100})?){0,50})[ \t]*(?:[#;].*)?$"
+    r"|import[ \t][^\n'\"]{0,300}['\"](?P<script>[^'\"\n]{1,200})['\"]"
+    r"|#[ \t]*include[ \t]*[<\"](?P<include>[^>\"\n]{1,200})[>\"])",
+    re.MULTILINE,
+)
+_NAMES = re.compile(
+    r"(?<![\w'’])(?:(?:Mr|Mrs|Ms|Dr|Prof|Sir|Lady|Lord|Captain)\.? [A-Z][a-z’'-]{1,30}"
+    r"|[A-Z][a-z’'-]{1,30}(?: (?:[A-Z]\.|of|de|van|von|la|du))?(?: [A-Z][a-z’'-]{1,30}){1,3})(?!\w)"
+)
+_UNDERLINED = re.compile(r"^(\S[^\n]{0,199})\n([=\-~^\"'`*+#])\2{2,}[ \t]*$", re.MULTILINE)
+
+# One pattern a noun; the item is the first group that took part, or the whole match.
+_PATTERNS = {
+    "emails": r"(?<![\w.+%-])[A-Za-z0-9][\w.+%-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])",
+    "urls": r"(?<!\w)(?:https?|ftps?|wss?)://[^\s<>\"'`{}|\\^\[\]]{1,2000}(?<![.,;:!?)*])",
+    "ip addresses": r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w]|\.\d)",
+    "phone numbers": r"(?<![\w+.-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]\d{2,4}){2,4}(?![\w.-])",
+    "times of day": r"(?<![\w:.])(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?: ?[AaPp]\.?[Mm]\b\.?)?(?![\w:])",
+    "years": r"(?<![\w.,/:$-])(?:1\d{3}|20\d{2})(?![\w]|[.,:/]\d)",
+    "percentages": r"(?<![\w.])[-+]?\d{1,15}(?:[.,]\d{1,15})? ?(?:%|percent\b|per cent\b)",
+    "amounts of money": rf"(?<![\w.])[-+]?(?:[$€£¥]|USD|EUR|GBP) ?{_NUMBER}|(?<![\w.,]){_NUMBER} ?(?:[$€£¥]|(?:dollars|euros|pounds|USD|EUR|GBP)\b)",  # noqa: E501
+    "version numbers": r"(?<![\w.])v?\d{1,5}\.\d{1,5}(?:\.\d{1,6}){0,3}(?:-?(?:a|b|rc|alpha|beta|dev|post)\.?\d{0,4})?(?![\w]|\.\d)",  # noqa: E501
+    "numbers": rf"(?<![\w.])[-+]?{_NUMBER}",
+    "classes": r"(?m)^[ \t]*(?:(?:export|default|public|private|protected|abstract|final|static|sealed|data)[ \t]+){0,4}"
+    r"class[ \t]+(\w{1,200})[ \t]*(?:[(:{<]|$|extends\b|implements\b)",
+    "functions": r"(?m)^[ \t]*(?:(?:export|default|public|private|static|async|pub|inline)[ \t]+){0,4}"
+    r"(?:def|function\*?|func|fn)[ \t]+(\w{1,200})[ \t]*[(<\[]",
+    "decorators": r"(?m)^[ \t]*@([\w.]{1,200})",
+    "constants": r"(?m)^[ \t]*(?:(?:export|const|final|static|#define)[ \t]+){0,3}([A-Z][A-Z0-9_]{1,100})(?:[ \t]*:[^=\n]{1,80})?[ \t]*=(?!=)",  # noqa: E501
+    "hashtags": r"(?<![\w#&/])#[A-Za-z_]\w{0,99}",
+    "keys": r"(?m)^[ \t]*(?:-[ \t]+)?[\"']?([A-Za-z_][\w.-]{0,99})[\"']?[ \t]*(?::(?![:=/])|=(?!=))",
+    "UUIDs": r"(?<![\w-])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?![\w-])",
+    "quoted strings": r"\"([^\"\n]{1,300})\"|“([^”\n]{1,300})”|(?<!\w)'([^'\n]{1,300})'(?!\w)",
+    "file names": r"(?<![\w./~-])(?:~|\.{1,2})?/?(?:[\w.-]{1,64}/){0,12}[\w-]{1,64}\.[A-Za-z][A-Za-z0-9]{0,7}(?![\w/(-])",
+    "acronyms": r"(?<![\w])[A-Z][A-Z0-9]{1,9}(?!\w)",
+    "comments": r"(?m)(?:^|(?<=[ \t]))(?:#(?!!)|//)[ \t]?([^\n]{1,400})",
+}
+_COMPILED = {noun: re.compile(pattern) for noun, pattern in _PATTERNS.items()}
+
+
+def find(noun: str, text: str, name: str = "") -> Iterator[str]:
+    """Yield every item of the kind ``noun`` in ``text``, in order; ``name`` is that of the document."""
+    finder = FINDERS.get(noun)
+    if finder is not None:
+        yield from finder(text, name)
+        return
+    for match in _COMPILED[noun].finditer(text):
+        item = next((group for group in match.groups() if group), None) or match.group()
+        yield item.strip()
+
+
+def fits(item: str, terms: Terms | None, relation: Relation, noun: str) -> bool:
+    """Whether an item is, contains, starts or ends with what is asked for."""
+    if terms is None:
+        return True
+    subject = item.lower() if terms.ignore_case else item
+    wanted = [word.lower() if terms.ignore_case else word for word in terms.words]
+    results = (_relates(subject, word, relation, noun, whole_word=terms.whole_word) for word in wanted)
+    return all(results) if terms.every else any(results)
+
+
+def occurrences(text: str, word: str, terms: Terms) -> int:
+    """How often ``word`` occurs in ``text`` without overlapping, in the reading that ``terms`` fixes."""
+    if terms.ignore_case:
+        text, word = text.lower(), word.lower()
+    return _count(text, word, whole_word=terms.whole_word)
+
+
+def fold(text: str) -> str:
+    """Return ``text`` in lower case, character for character, so that positions stay valid."""
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(low if len(low := character.lower()) == 1 else character for character in text)
+
+
+def numbers_after(label: str, text: str) -> Iterator[str]:
+    """Yield the numbers that follow ``label`` on its line: ``label: 12``, ``label = 12``, ``the label was $12.50``."""
+    pattern = re.compile(
+        rf"(?<!\w){re.escape(label)}(?:s|es)?(?!\w)[^\n\d]{{0,40}}?(?<![\w.])([-+]?)[$€£¥]?[ ]?({_DIGITS})",
+        re.IGNORECASE,
+    )
+    return (sign.replace("+", "") + number for sign, number in pattern.findall(text))
+
+
+def iso_dates(text: str) -> Iterator[str]:
+    """Yield the dates whose order of day and month is certain, as ``YYYY-MM-DD``."""
+    for match in _DATE.finditer(text):
+        if match["iso"]:
+            yield match["iso"]
+            continue
+        year, month, day = (match[part] or match[part + "2"] for part in ("year", "month", "day"))
+        if year and month and day:
+            number = "jan feb mar apr may jun jul aug sep oct nov dec".split().index(month[:3].lower()) + 1
+            yield f"{year}-{number:02}-{int(day):02}"
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yield the sentences; an empty line ends one, a plain line break does not."""
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        sentence = " ".join(text[start : match.end()].split())
+        start = match.end()
+        if sentence:
+            yield sentence
+
+
+def lines(text: str) -> list[str]:
+    """Return the lines; only a newline ends one, as in ``wc -l``."""
+    parts = text.split("\n")
+    if parts[-1] == "":
+        parts.pop()
+    return parts
+
+
+def _count(text: str, word: str, *, whole_word: bool) -> int:
+    if not word:
+        return 0
+    if not whole_word:
+        return text.count(word)
+    total, at, size = 0, text.find(word), len(word)
+    while at >= 0:
+        end = at + size
+        before_ok = at == 0 or not (_is_word(text[at - 1]) and _is_word(word[0]))
+        after_ok = end == len(text) or not (_is_word(text[end]) and _is_word(word[-1]))
+        total += before_ok and after_ok
+        at = text.find(word, end if before_ok and after_ok else at + 1)
+    return total
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _relates(item: str, word: str, relation: Relation, noun: str, *, whole_word: bool) -> bool:
+    match relation:
+        case "is":
+            return item == word or (noun == "imports" and item.startswith(word + "."))
+        case "starts":
+            return item.lstrip().startswith(word)
+        case "ends":
+            return item.rstrip().endswith(word)
+        case _:
+            return _count(item, word, whole_word=whole_word) > 0
+
+
+def _dates(text: str, _name: str) -> Iterator[str]:
+    return (match.group() for match in _DATE.finditer(text))
+
+
+def _imports(text: str, _name: str) -> Iterator[str]:
+    for match in _IMPORT.finditer(text):
+        if match["list"]:
+            yield from (part.split()[0] for part in match["list"].split(","))
+        else:
+            yield match["from"] or match["script"] or match["include"]
+
+
+def _headings(text: str, name: str) -> Iterator[str]:
+    # In a program a line that begins with "#" is a comment.
+    if not name.lower().endswith(_CODE_SUFFIXES):
+        yield from (match[1] for match in re.finditer(r"(?m)^#{1,6}[ \t]+(\S[^\n]{0,200}?)[ \t#]{0,20}$", text))
+        yield from (
+            match[1]
+            for match in re.finditer(r"(?im)^((?:chapter|part|book|act|scene) [\divxlc]{1,8}\b[^\n]{0,100})$", text)
+        )
+    yield from (match[1].strip() for match in _UNDERLINED.finditer(text) if re.search(r"\w", match[1]))
+
+
+def _names(text: str, _name: str) -> Iterator[str]:
+    for match in _NAMES.finditer(text):
+        parts = match.group().split()
+        # A sentence begins with a capital too: "Then Alice Smith" names Alice Smith.
+        while parts and parts[0].lower() in STOP_WORDS:
+            parts.pop(0)
+        if len(parts) > 1:
+            yield " ".join(parts)
+
+
+def _words(text: str, _name: str) -> Iterator[str]:
+    return (match.group() for match in re.finditer(r"[^\W\d_]+(?:['’][^\W\d_]+)?", text.lower()))
+
+
+def _questions(text: str, _name: str) -> Iterator[str]:
+    return (sentence for sentence in sentences(text) if sentence.rstrip("\"')]’”").endswith("?"))
+
+
+FINDERS: dict[str, Finder] = {
+    "dates": _dates,
+    "dates as YYYY-MM-DD": lambda text, _name: iso_dates(text),
+    "imports": _imports,
+    "headings": _headings,
+    "names": _names,
+    "words": _words,
+    "lines": lambda text, _name: iter(lines(text)),
+    "sentences": lambda text, _name: sentences(text),
+    "paragraphs": lambda text, _name: (part.strip() for part in re.split(r"\n[ \t]*\n", text) if part.strip()),
+    "questions": _questions,
+}
+
+#: Every kind of item there is.
+NOUNS = (*_COMPILED, *FINDERS)

@@ -1,0 +1,8 @@
+"""Answer with the best there is."""
+
+from __future__ import annotations
+
+NOTE = ""
+
+# ---- in the REPL ----
+Final = str(globals().get("draft") or "I could not find an answer.") + NOTE

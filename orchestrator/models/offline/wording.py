@@ -1,0 +1,96 @@
+"""What the offline model writes in plain English: questions for its sub-calls, and the nouns of its answers.
+
+The questions can be put to any model; nothing in them is a private sign.
+"""
+
+from __future__ import annotations
+
+from orchestrator.models.offline.questions import COUNTS, ITEMS, Question, Terms
+
+_RELATIONS = {"is": "named", "contains": "that contain", "starts": "that start with", "ends": "that end with"}
+_AS_WRITTEN = {
+    "labelled numbers": "numbers",
+    "dates as YYYY-MM-DD": "dates written as YYYY-MM-DD",
+    "emails": "email addresses",
+    "urls": "URLs",
+}
+
+
+def questions(question: Question) -> tuple[str, ...]:
+    """Return what to ask of every slice; each text stands before the slice itself."""
+    if question.kind in COUNTS and question.noun == "occurrences" and question.terms:
+        return tuple(
+            _count(f"times does {_term(word, question.terms)} occur", question.terms) for word in question.terms.words
+        )
+    if question.kind in COUNTS:
+        return (_count(f"{noun(question)} are there", question.terms),)
+    if question.kind in ITEMS:
+        return (
+            f"List the distinct {noun(question)} in the documents below, with how often each occurs.{_reading(question.terms)} "
+            "Reply with one line of JSON, an object from item to number, and nothing else.",
+        )
+    if question.kind == "summary":
+        return (SUMMARY,)
+    return (
+        f"Question: {question.text}\n"
+        "Quote what answers it in the documents below, word for word. Reply with one line of JSON, a list of at most 5 objects with "
+        "the keys document, quote, value (the part of the quote that is the answer, if there is one) and confidence (0 to 1). "
+        "Reply with an empty list if nothing answers it.",
+    )
+
+
+SUMMARY = "Summarise the text below in at most 5 sentences. Reply with one line of JSON, a list of sentences."
+
+
+def noun(question: Question) -> str:
+    """Return what is looked at, in the plural: ``functions that start with "test_"``."""
+    if question.noun == "occurrences" and question.terms:
+        return f"occurrences of {term(question.terms)}"
+    plural = _AS_WRITTEN.get(question.noun, question.noun)
+    if question.noun == "labelled numbers":
+        return f"{plural} after the label {quoted(question.what)}"
+    if question.terms is None:
+        return plural
+    joiner = " and " if question.terms.every else " or "
+    return f"{plural} {_RELATIONS[question.relation]} {joiner.join(map(quoted, question.terms.words))}"
+
+
+def term(terms: Terms) -> str:
+    """Return terms as they stand in an answer: ``the word "deprecated"``."""
+    joiner = " and " if terms.every else " or "
+    label = "word" if terms.whole_word else "text"
+    return f"the {label}{'s' * (len(terms.words) > 1)} {joiner.join(map(quoted, terms.words))}"
+
+
+def reading(terms: Terms | None) -> str:
+    """Return in brackets how terms were read."""
+    if terms is None:
+        return ""
+    whole = "whole word" if terms.whole_word else "also inside longer words"
+    return f" ({whole}, {'upper and lower case alike' if terms.ignore_case else 'upper and lower case told apart'})"
+
+
+def quoted(text: str) -> str:
+    """Return ``text`` in quotation marks that it does not hold itself."""
+    for opening, closing in ('""', "``", "“”"):
+        if opening not in text and closing not in text:
+            return opening + text + closing
+    return f"'{text}'"
+
+
+def _term(word: str, terms: Terms) -> str:
+    return f"the {'word' if terms.whole_word else 'text'} {quoted(word)}"
+
+
+def _count(what: str, terms: Terms | None) -> str:
+    return (
+        f"For each document below, how many {what}?{_reading(terms)} Reply with one line of JSON, an object from document name to "
+        "number, and nothing else. Leave out the documents where it is 0."
+    )
+
+
+def _reading(terms: Terms | None) -> str:
+    if terms is None:
+        return ""
+    whole = "Whole words only" if terms.whole_word else "Only as written, as part of longer words too"
+    return f" {whole}, upper and lower case {'alike' if terms.ignore_case else 'told apart'}."
