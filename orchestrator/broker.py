@@ -1,0 +1,248 @@
+"""Answers the calls of one box: checks them, pays for them, asks the model, and tells the box as little as it needs.
+
+A refusal holds a stable word, perhaps a number, and one plain sentence; never a host path, a traceback, a model's name,
+a provider's message or a key. The words, and what the number is:
+
+``calls``, ``tokens``, ``cost_usd``, ``children``, ``depth``, ``wall_s``
+    that budget of the policy does not allow it: what is left; for a batch, how many prompts would fit
+``unknown_method``, ``invalid_params``
+    no such method; not the parameters it takes: the nearest number that would do, where it was one
+``no_open_cell``, ``duplicate_id``, ``too_many_calls``
+    no cell runs; a call of this cell had that id, and that one stands; more calls than one cell may make: how many
+``prompt_too_large``, ``context_too_large``, ``answer_too_large``
+    the bytes of UTF-8 that are allowed
+``model_not_allowed``
+    the policy does not list that model
+``model_unavailable``, ``model_request``, ``model_authentication``, ``model_error``
+    the model did not answer (:class:`~orchestrator.errors.ModelError` and its kin)
+``already_final``
+    the run has its answer
+``child_failed``
+    a child run could not be carried out
+``run_stopped``
+    the run is being ended by the host
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+
+from orchestrator import broker_params as params
+from orchestrator.broker_cell import Batch, CellBooks, RefusalLog
+from orchestrator.context import Context
+from orchestrator.errors import (
+    ConfigurationError,
+    JournalError,
+    LimitExceededError,
+    ModelAuthenticationError,
+    ModelError,
+    RlmSandboxError,
+)
+from orchestrator.events import FinalSet, Recorder
+from orchestrator.ledger import Scope
+from orchestrator.metering import Complete, Till
+from orchestrator.models import retry
+from orchestrator.models.base import Message, Model, ModelRequest
+from orchestrator.models.prices import PriceTable
+from orchestrator.policy import Policy
+from orchestrator.subcalls import Subcalls
+from orchestrator.text import cut_to_bytes
+from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
+
+ChildHandler = Callable[[str, Context, int], Awaitable[str]]
+"""Carries out a child run, ``await child(query, context, cell)``, and returns its answer.
+
+It raises RpcRefusal to refuse, and LimitExceededError, ModelError or another RlmSandboxError as they come.
+"""
+
+METHODS: Final = ("llm_query", "batch_open", "batch_close", "rlm_query", "budget", "final")
+"""All a box may call."""
+
+_KIB: Final = 1024
+_MIB: Final = 1024 * 1024
+_MODEL_ERRORS: Final = {
+    "model_authentication": "the model cannot be used",
+    "model_unavailable": "the model did not answer; the same query may succeed later",
+    "model_request": "the model refused this query; a shorter or different one may succeed",
+}
+
+
+class Broker:
+    """The RPC handler of one run's box.
+
+    Each call is answered in a task of its own, which may be cancelled at any time. All of it runs on one event loop.
+
+    Args:
+        scope: the run's share of the ledger.
+        policy: the run's policy.
+        sub_model: the default model of sub-calls.
+        open_named: gives the model for a name of ``policy.models.allowed``, the same one each time; it stays the owner.
+        prices: the price table.
+        recorder: the run's events.
+        limiter: of ``policy.models.in_flight``, one for the whole tree of runs.
+        child: carries out child runs; None turns every ``rlm_query`` into a plain sub-call.
+        complete: how a model is asked, retries included.
+
+    Attributes:
+        final: the run's answer, once the box has handed it over.
+        fatal: why the run must stop: the provider refuses the key, or the journal cannot be written. After that nothing
+            that costs is answered.
+    """
+
+    def __init__(
+        self,
+        *,
+        scope: Scope,
+        policy: Policy,
+        sub_model: Model,
+        open_named: Callable[[str], Model],
+        prices: PriceTable,
+        recorder: Recorder,
+        limiter: anyio.CapacityLimiter,
+        child: ChildHandler | None,
+        complete: Complete = retry.complete,
+    ) -> None:
+        self.final: str | None = None
+        self.fatal: RlmSandboxError | None = None
+        self._scope = scope
+        self._limits = policy.limits
+        self._models = policy.models
+        self._sub_model = sub_model
+        self._open_named = open_named
+        self._recorder = recorder
+        self._child = child
+        self._subcalls = Subcalls(
+            Till(scope, prices, recorder, complete),
+            limiter=limiter,
+            check=self._check_running,
+            max_bytes=policy.limits.frame_kb * _KIB,
+        )
+        self._books = CellBooks()
+        self._refusals = RefusalLog(recorder)
+        self._methods: dict[str, Callable[[RpcCall, int], Awaitable[RpcReply]]] = {
+            name: getattr(self, f"_{name}") for name in METHODS
+        }
+
+    async def __call__(self, call: RpcCall) -> RpcReply:
+        """Answer one call.
+
+        Raises:
+            RpcRefusal: it is refused, or failed; the cause, where there is one, stays on the host.
+        """
+        try:
+            return await self._answer(call)
+        except RpcRefusal as error:
+            refusal = self._recorded(call, error)
+        except LimitExceededError as error:
+            message = f"the budget for {error.reason} does not allow this"
+            refusal = self._recorded(call, RpcRefusal(error.reason, message, limit=error.limit))
+        except ModelError as error:
+            if isinstance(error, ModelAuthenticationError):
+                self.fatal = self.fatal or error
+            refusal = RpcRefusal(error.code, _MODEL_ERRORS.get(error.code, "the model failed"))
+        except JournalError as error:
+            refusal = self._stop(error)
+        raise refusal
+
+    def cell_ended(self, cell: int) -> None:
+        """Close the books of ``cell``: its batches are released, and what still comes from it is refused.
+
+        Raises:
+            JournalError: what was left to record cannot be.
+        """
+        self._books.close(cell)
+        self._refusals.flush()
+
+    async def _answer(self, call: RpcCall) -> RpcReply:
+        cell = self._books.admit(call)
+        method = self._methods.get(call.method)
+        if method is None:
+            raise RpcRefusal("unknown_method", "there is no such method")
+        return await method(call, cell)
+
+    async def _llm_query(self, call: RpcCall, cell: int) -> RpcReply:
+        query = params.sub_query(call.params, call.body, self._models, self._limits)
+        self._check_running()
+        if query.batch is None:
+            request = self._request(query.prompt, query.max_tokens)
+            return await self._subcalls.ask(self._model(query.model), request, cell)
+        batch = self._books.batch(query.batch)
+        if query.model not in (None, batch.name) or query.max_tokens not in (None, batch.max_tokens):
+            raise params.invalid("model and max_tokens of a batch are set when it is opened")
+        request = self._request(query.prompt, batch.max_tokens)
+        held = batch.draw(self._subcalls.input_cost(batch.model, request.worst_case_input_tokens()))
+        return await self._subcalls.ask(batch.model, request, cell, held, query.batch)
+
+    async def _batch_open(self, call: RpcCall, _cell: int) -> RpcReply:
+        plan = params.batch_plan(call.params, call.body, self._models, self._limits)
+        self._check_running()
+        model = self._model(plan.model)
+        frame = self._request("", plan.max_tokens)
+        # The estimate counts a token for two bytes, and a character has at least one; a prompt that has more reserves
+        # the difference when it leaves.
+        input_tokens = frame.worst_case_input_tokens() + -(-plan.characters // (2 * plan.n))
+        held = self._subcalls.reserve_batch(model, plan.n, input_tokens, frame.max_tokens)
+        identity = self._books.add(Batch(model, plan.model, frame.max_tokens, plan.n, held))
+        return RpcReply({"batch": identity, "window": min(plan.n, self._models.in_flight)})
+
+    async def _batch_close(self, call: RpcCall, _cell: int) -> RpcReply:
+        self._books.remove(params.batch_id(call.params, call.body))
+        return RpcReply()
+
+    async def _rlm_query(self, call: RpcCall, cell: int) -> RpcReply:
+        query = params.child_query(call.params, call.body, self._limits)
+        self._check_running()
+        if self._child is None or self._scope.remaining()["depth"] < 1:
+            # As the paper has it: where no further run may start, the question goes to a model as it is.
+            request = self._request(params.plain_prompt(query, self._limits), None)
+            return await self._subcalls.ask(self._sub_model, request, cell)
+        try:
+            answer = await self._child(query.query, query.context, cell)
+        except (LimitExceededError, ModelError, JournalError):
+            raise
+        except RlmSandboxError as error:
+            raise RpcRefusal("child_failed", "the child run could not be carried out") from error
+        return RpcReply(body=cut_to_bytes(answer, self._limits.answer_mb * _MIB))
+
+    async def _budget(self, call: RpcCall, _cell: int) -> RpcReply:
+        params.nothing(call.params, call.body)
+        return RpcReply(dict(self._scope.remaining()))
+
+    async def _final(self, call: RpcCall, cell: int) -> RpcReply:
+        answer = params.final_answer(call.params, call.body, self._limits)
+        if self.final is not None:
+            raise RpcRefusal("already_final", "the run has its answer already")
+        self._recorder.emit(FinalSet(cell, answer))
+        self.final = answer
+        return RpcReply()
+
+    def _request(self, prompt: str, max_tokens: int | None) -> ModelRequest:
+        return ModelRequest((Message("user", prompt),), max_tokens or self._models.max_tokens)
+
+    def _model(self, name: str | None) -> Model:
+        if name is None:
+            return self._sub_model
+        try:
+            return self._open_named(name)
+        except (ConfigurationError, ModelAuthenticationError) as error:
+            # What is wrong with one model a policy lists is no reason to end a run that has another.
+            raise RpcRefusal("model_unavailable", "that model cannot be used; leave it out for the default") from error
+
+    def _check_running(self) -> None:
+        if self.fatal is not None:
+            raise RpcRefusal("run_stopped", "the run is being ended")
+
+    def _stop(self, error: RlmSandboxError) -> RpcRefusal:
+        self.fatal = self.fatal or error
+        return RpcRefusal("run_stopped", "the run is being ended")
+
+    def _recorded(self, call: RpcCall, refusal: RpcRefusal) -> RpcRefusal:
+        """Return ``refusal`` once it is in the journal, or the one that says the run stops when it cannot be."""
+        try:
+            self._refusals.record(call, refusal)
+        except JournalError as error:
+            return self._stop(error)
+        return refusal

@@ -1,0 +1,143 @@
+"""What the broker remembers of one cell: ids seen, batches open, refusals told. All bounded, and gone with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+from orchestrator.broker_params import invalid
+from orchestrator.events import Recorder, Refused
+from orchestrator.ledger import Amount, Reservation
+from orchestrator.models.base import Model
+from orchestrator.transport.rpc import RpcCall, RpcRefusal
+
+# Six batches of 10,000 prompts; about 10 MB of ids on the host.
+MAX_CALLS: Final = 65_536
+# A cell may be refused 65,536 times; its first ones of each kind tell the story, the rest is a number.
+RECORDED_REFUSALS: Final = 32
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch under way and what is held for the part of it that was not sent yet.
+
+    Attributes:
+        model: of every prompt in it.
+        name: how the cell asked for that model; None when it left the choice to us.
+        max_tokens: of every prompt.
+        unsent: prompts that may still be sent.
+        held: their calls and their input.
+    """
+
+    model: Model
+    name: str | None
+    max_tokens: int
+    unsent: int
+    held: Reservation
+
+    def draw(self, known: Amount) -> Reservation:
+        """Take one prompt's call, and what is held of its ``known`` cost, out of the batch.
+
+        Raises:
+            RpcRefusal: ``invalid_params``; all prompts were sent.
+        """
+        if not self.unsent:
+            raise invalid("the batch has no prompt left to send", 0)
+        self.unsent -= 1
+        part = self.held.split(known.smaller(self.held.held))
+        if not self.unsent:
+            self.held.release()
+        return part
+
+
+@dataclass(slots=True)
+class CellBooks:
+    """The calls and batches of the cell that is open; cell numbers only grow."""
+
+    _cell: int = -1
+    _closed: int = -1
+    _ids: set[str] = field(default_factory=set)
+    _batches: dict[str, Batch] = field(default_factory=dict)
+    _opened: int = 0
+
+    def admit(self, call: RpcCall) -> int:
+        """Note a call and return its cell.
+
+        Raises:
+            RpcRefusal: ``no_open_cell``, ``duplicate_id`` or ``too_many_calls``.
+        """
+        cell = call.cell
+        if cell is None or cell <= self._closed:
+            raise RpcRefusal("no_open_cell", "calls are answered only while a cell runs")
+        if cell > self._cell:
+            self.close(cell - 1)
+            self._cell = cell
+        if call.id in self._ids:
+            raise RpcRefusal("duplicate_id", "a call with this id was made already")
+        if len(self._ids) >= MAX_CALLS:
+            raise RpcRefusal("too_many_calls", f"one cell can make {MAX_CALLS:,} calls", limit=MAX_CALLS)
+        self._ids.add(call.id)
+        return cell
+
+    def add(self, batch: Batch) -> str:
+        """Keep ``batch`` and return its id."""
+        self._opened += 1
+        identity = f"b{self._opened}"
+        self._batches[identity] = batch
+        return identity
+
+    def batch(self, identity: str) -> Batch:
+        """Return an open batch.
+
+        Raises:
+            RpcRefusal: ``invalid_params``; there is none of that id.
+        """
+        try:
+            return self._batches[identity]
+        except KeyError:
+            raise invalid("there is no open batch of that id") from None
+
+    def remove(self, identity: str) -> None:
+        """Close a batch; what is held for prompts that were not sent is given back.
+
+        Raises:
+            RpcRefusal: ``invalid_params``; there is none of that id.
+        """
+        self.batch(identity).held.release()
+        del self._batches[identity]
+
+    def close(self, cell: int) -> None:
+        """Close every cell up to ``cell``: forget the ids, release the batches, admit no call of it any more."""
+        self._closed = max(self._closed, cell)
+        if self._cell <= self._closed:
+            self._ids.clear()
+            for batch in self._batches.values():
+                batch.held.release()
+            self._batches.clear()
+
+
+class RefusalLog:
+    """Records refusals without letting a box fill the journal: the first of each kind singly, the rest as a number."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._seen: Counter[str] = Counter()
+        self._last: dict[str, Refused] = {}
+
+    def record(self, call: RpcCall, refusal: RpcRefusal) -> None:
+        """Record one refusal, or count it."""
+        self._seen[refusal.reason] += 1
+        more = self._seen[refusal.reason] - RECORDED_REFUSALS
+        event = Refused(call.cell, call.method, refusal.reason, refusal.limit, max(more, 1))
+        if more <= 0:
+            self._recorder.emit(event)
+        else:
+            self._last[refusal.reason] = event
+
+    def flush(self) -> None:
+        """Record the numbers, and begin anew."""
+        left, self._last = self._last, {}
+        self._seen.clear()
+        for event in left.values():
+            self._recorder.emit(event)

@@ -1,0 +1,202 @@
+"""One run's box in one scope: opened, numbered, recorded, and gone when the scope is left."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+
+from orchestrator.broker import Broker
+from orchestrator.context import Context
+from orchestrator.errors import RlmSandboxError
+from orchestrator.events import CellFinished, CellStarted, Recorder, SandboxClosed, SandboxOpened
+from orchestrator.interpreter import BoxInfo, Sandbox
+from orchestrator.kernel.result import ExecutionResult
+from orchestrator.ledger import Scope
+from orchestrator.metering import Complete
+from orchestrator.models import retry
+from orchestrator.models.base import Model
+from orchestrator.models.prices import PriceTable
+from orchestrator.policy import Policy
+from orchestrator.transport.rpc import RpcHandler
+
+
+class Box(Protocol):
+    """What a session needs of a box (:class:`orchestrator.interpreter.Sandbox`)."""
+
+    @property
+    def info(self) -> BoxInfo:
+        """What is known of it."""
+
+    async def execute(self, code: str, timeout: float | None = None) -> ExecutionResult:
+        """Run one cell; cells are numbered from 1 in the order of these calls."""
+
+
+OpenBox = Callable[[Policy, Context, RpcHandler], AbstractAsyncContextManager[Box]]
+"""Opens a box that holds a context and whose calls a handler answers; it is destroyed when the context is left."""
+
+
+def open_sandbox(policy: Policy, context: Context, rpc: RpcHandler) -> AbstractAsyncContextManager[Box]:
+    """Open a fresh container; the usual :data:`OpenBox`."""
+    return Sandbox.open(policy, context, rpc=rpc)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCall:
+    """An ``rlm_query`` that passed the broker's checks.
+
+    Attributes:
+        query: the question.
+        context: what it is about.
+        cell: the cell that waits for the answer.
+        deadline: when that cell will be stopped, on the event loop's clock.
+    """
+
+    query: str
+    context: Context
+    cell: int
+    deadline: float
+
+
+ChildRun = Callable[[ChildCall], Awaitable[str]]
+"""Carries out a child run; raises as a :data:`orchestrator.broker.ChildHandler` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """What stands behind the calls of a box; all runs of a tree share it.
+
+    Attributes:
+        sub_model: the default model of sub-calls.
+        open_named: gives the model for a name of ``policy.models.allowed``.
+        prices: the price table.
+        limiter: sub-calls that may be at a provider at once.
+        open_box: opens a box.
+        complete: how a model is asked, retries included.
+    """
+
+    sub_model: Model
+    open_named: Callable[[str], Model]
+    prices: PriceTable
+    limiter: anyio.CapacityLimiter
+    open_box: OpenBox = open_sandbox
+    complete: Complete = retry.complete
+
+
+class Session:
+    """An open box, and what was recorded of it. Made by :func:`open_session` alone."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._box: Box | None = None
+        self._broker: Broker | None = None
+        self._cell = 0
+        self._cell_ends = 0.0
+
+    @property
+    def cell(self) -> int:
+        """Number of the last cell; 0 before the first."""
+        return self._cell
+
+    @property
+    def final(self) -> str | None:
+        """The answer, once the box handed it over."""
+        return None if self._broker is None else self._broker.final
+
+    @property
+    def fatal(self) -> RlmSandboxError | None:
+        """Why the run must stop: a sub-call's provider refuses the key, or the journal cannot be written."""
+        return None if self._broker is None else self._broker.fatal
+
+    async def run_cell(self, code: str, turn: int, timeout: float) -> ExecutionResult:
+        """Run one cell, and record that.
+
+        Args:
+            code: Python source.
+            turn: the root model's turn it comes from.
+            timeout: seconds until it is interrupted.
+
+        Raises:
+            SandboxGoneError: the box is dead; nothing was run.
+            JournalError: what happens cannot be recorded.
+        """
+        if self._box is None or self._broker is None:
+            raise RuntimeError("the session is not open")
+        self._cell += 1
+        cell, began = self._cell, anyio.current_time()
+        self._recorder.emit(CellStarted(turn, cell, code))
+        self._cell_ends = began + timeout
+        try:
+            result = await self._box.execute(code, timeout)
+        except anyio.get_cancelled_exc_class():
+            abandoned = ExecutionResult("cancelled", elapsed_s=anyio.current_time() - began)
+            self._recorder.emit(CellFinished(turn, cell, abandoned.to_dict()))
+            raise
+        finally:
+            self._broker.cell_ended(cell)
+        self._recorder.emit(CellFinished(turn, cell, result.to_dict()))
+        return result
+
+    async def run_child(self, child: ChildRun, query: str, context: Context, cell: int) -> str:
+        """Carry out a child run within the time of the cell that asked for it."""
+        return await child(ChildCall(query, context, cell, self._cell_ends))
+
+    def attach(self, box: Box, broker: Broker) -> None:
+        """Bind the box and the handler of its calls, which needed the session before the box was up."""
+        self._box, self._broker = box, broker
+
+
+@asynccontextmanager
+async def open_session(
+    *, policy: Policy, context: Context, scope: Scope, recorder: Recorder, backing: Backing, child: ChildRun | None
+) -> AsyncIterator[Session]:
+    """Open a box for one run.
+
+    Args:
+        policy: the run's policy.
+        context: what the box holds.
+        scope: pays for what the box asks for.
+        recorder: the run's events.
+        backing: what answers the box.
+        child: carries out child runs; None turns every ``rlm_query`` into a plain sub-call.
+
+    Raises:
+        ContextError: the context is larger than the policy allows.
+        SandboxError: the box did not come up.
+        JournalError: what happens cannot be recorded.
+    """
+    session = Session(recorder)
+
+    async def run_child(query: str, its_context: Context, cell: int) -> str:
+        if child is None:
+            raise RuntimeError("the broker was told that there are no child runs")
+        return await session.run_child(child, query, its_context, cell)
+
+    broker = Broker(
+        scope=scope,
+        policy=policy,
+        sub_model=backing.sub_model,
+        open_named=backing.open_named,
+        prices=backing.prices,
+        recorder=recorder,
+        limiter=backing.limiter,
+        child=None if child is None else run_child,
+        complete=backing.complete,
+    )
+    container, reason = "", ""
+    try:
+        async with backing.open_box(policy, context, broker) as box:
+            info = box.info
+            recorder.emit(SandboxOpened(info.container, info.image, info.runtime, info.opened_s, info.controls))
+            container = info.container
+            session.attach(box, broker)
+            yield session
+    except BaseException as error:
+        reason = type(error).__name__
+        raise
+    finally:
+        if container:
+            recorder.emit(SandboxClosed(container, reason))

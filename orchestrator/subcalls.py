@@ -1,0 +1,159 @@
+"""Sub-calls of one run: pays for each, asks the model, and records what happened before anyone sees the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import anyio
+
+from orchestrator.errors import LimitExceededError, ModelError, ModelUnavailableError
+from orchestrator.events import SubcallFailed, SubcallFinished, SubcallStarted
+from orchestrator.ledger import Amount, Reservation
+from orchestrator.metering import Answer, Exchange, Till
+from orchestrator.models.base import Model, ModelRequest
+from orchestrator.text import cut_to_bytes
+from orchestrator.transport.rpc import RpcReply
+
+
+class Subcalls:
+    """Asks models on one run's account, as many at once as the limiter of the tree allows.
+
+    A sub-call waits for the limiter before it reserves its tokens: what queues holds its one call and, in a batch, its
+    input, and only what is about to leave holds the worst case of a reply.
+
+    Args:
+        till: where the run pays.
+        limiter: requests that may be at a provider at once, over the whole tree; one that waits between two attempts
+            keeps its place, so a provider that is overloaded is asked by fewer.
+        check: raises when the run is being stopped; asked last before a request leaves.
+        max_bytes: the largest answer, as UTF-8; of a larger one beginning and end are kept.
+    """
+
+    def __init__(
+        self, till: Till, *, limiter: anyio.CapacityLimiter, check: Callable[[], None], max_bytes: int
+    ) -> None:
+        self._till = till
+        self._scope = till.scope
+        self._recorder = till.recorder
+        self._limiter = limiter
+        self._check = check
+        self._max_bytes = max_bytes
+        self._number = 0
+        self._under_way = 0
+        self._settled = anyio.Event()
+
+    def input_cost(self, model: Model, input_tokens: int) -> Amount:
+        """Return the worst case of one request without its reply."""
+        return self._till.bound(model, input_tokens, 0)
+
+    def reserve_batch(self, model: Model, n: int, input_tokens: int, max_tokens: int) -> Reservation:
+        """Hold what a batch costs for certain, its calls and its input, or refuse it whole.
+
+        The worst case of a reply is reserved by each prompt as it leaves, and here only checked once. Most replies are
+        short: to hold the longest possible one for every prompt would refuse batches that fit many times over.
+
+        Args:
+            model: whom all are for.
+            n: prompts.
+            input_tokens: of one prompt, on average.
+            max_tokens: most output tokens of one reply.
+
+        Raises:
+            LimitExceededError: it does not fit; the limit is how many such prompts would.
+        """
+        each = self.input_cost(model, input_tokens)
+        reply = self._till.bound(model, 0, max_tokens, calls=0)
+        try:
+            held = self._scope.reserve(each * n + reply)
+        except LimitExceededError as error:
+            fitting = 0
+            if self._scope.fits(reply, 1):
+                with self._scope.reserve(reply):
+                    fitting = self._scope.fits(each, n)
+            raise LimitExceededError(error.reason, fitting) from error
+        held.split(reply).release()
+        return held
+
+    async def ask(
+        self, model: Model, request: ModelRequest, cell: int, held: Reservation | None = None, batch: str | None = None
+    ) -> RpcReply:
+        """Ask ``model`` and return its answer, recorded and paid for.
+
+        Args:
+            model: whom to ask.
+            request: what to ask.
+            cell: the cell that asks.
+            held: one call and perhaps more, out of a batch; without it one call is reserved here and now.
+            batch: id of that batch.
+
+        Raises:
+            LimitExceededError: a budget does not allow it, or another attempt at it, or time ran out meanwhile.
+            ModelError: there is no answer; that is recorded.
+            JournalError: it cannot be recorded.
+        """
+        with held or self._scope.reserve(Amount(calls=1)) as paying:
+            async with self._limiter:
+                await self._cover(paying, model, request)
+                self._check()
+                self._number += 1
+                number = self._number
+                prompt = request.messages[-1].text
+                self._recorder.emit(SubcallStarted(number, cell, model.name, prompt, request.max_tokens, batch))
+                answer = await self._exchange(number, model, request, paying)
+        reply = answer.reply
+        text = cut_to_bytes(reply.text, self._max_bytes)
+        self._recorder.emit(
+            SubcallFinished(
+                call=number,
+                text=text,
+                stop_reason=reply.stop_reason,
+                usage=asdict(reply.usage),
+                cost_usd=answer.cost_usd,
+                attempts=answer.attempts,
+                elapsed_s=answer.elapsed_s,
+            )
+        )
+        return RpcReply({"stop": reply.stop_reason}, text)
+
+    async def _cover(self, held: Reservation, model: Model, request: ModelRequest) -> None:
+        """Bring ``held`` up to the worst case of ``request``.
+
+        What is missing may be held by sub-calls under way, most of which cost less than they hold. While there are any,
+        this waits for the next to end; without any, it is refused. Each of them ends, so nobody waits for ever.
+        """
+        needed = self._till.worst_case(model, request)
+        while True:
+            try:
+                held.extend(needed.minus(held.held))
+            except LimitExceededError as error:
+                if error.reason not in ("tokens", "cost_usd") or self._scope.exhausted or not self._under_way:
+                    raise
+            else:
+                return
+            await self._settled.wait()
+
+    async def _exchange(self, number: int, model: Model, request: ModelRequest, held: Reservation) -> Answer:
+        exchange = Exchange(model, request, held, self._till)
+        self._under_way += 1
+        try:
+            return await exchange.run()
+        except ModelError as error:
+            late = isinstance(error, ModelUnavailableError) and self._scope.exhausted == "wall_s"
+            self._record_failure(number, exchange, "wall_s" if late else error.code, str(error))
+            if late:
+                raise LimitExceededError("wall_s", 0) from error
+            raise
+        except LimitExceededError as error:
+            self._record_failure(number, exchange, error.reason, str(error))
+            raise
+        except anyio.get_cancelled_exc_class():
+            self._record_failure(number, exchange, "cancelled", "the cell or the run ended first")
+            raise
+        finally:
+            self._under_way -= 1
+            self._settled.set()
+            self._settled = anyio.Event()
+
+    def _record_failure(self, number: int, exchange: Exchange, code: str, detail: str) -> None:
+        self._recorder.emit(SubcallFailed(number, code, detail, exchange.attempts, exchange.elapsed_s))
