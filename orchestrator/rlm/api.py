@@ -1,0 +1,179 @@
+"""The front door: ``RLM(...).complete(context, query)``."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.from_thread
+
+from orchestrator.context import Context, check
+from orchestrator.errors import ConfigurationError
+from orchestrator.events import Sink
+from orchestrator.ledger import Scope
+from orchestrator.models.base import Model
+from orchestrator.models.prices import PriceTable
+from orchestrator.models.spec import default_spec, open_model
+from orchestrator.policy import Policy
+from orchestrator.rlm.recursion import Run, Tree
+from orchestrator.rlm.result import Result
+from orchestrator.session import Backing, OpenBox, open_sandbox
+
+__all__ = ["RLM", "Result", "new_run_id"]
+
+# The question goes into every request; what is longer belongs into the context.
+MAX_QUERY_CHARS = 100_000
+
+
+def new_run_id() -> str:
+    """Return an id that no other run has, and that sorts by the time it was made (UTC, to the millisecond)."""
+    now = time.time()
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now * 1000) % 1000:03d}-{secrets.token_hex(3)}"
+
+
+class RLM:
+    """A recursive language model: answers questions over texts of any size.
+
+    Holds choices, no connections: each run opens its models and its sandbox and closes them, so one object serves
+    any number of runs, at once too.
+
+    Args:
+        model: the root model, as a spec such as ``anthropic:NAME`` or as a Model, which stays the caller's to close.
+            None takes the policy's, or what the environment has a key for, or the offline model.
+        sub_model: the model of the sub-calls, likewise. None takes the policy's, or the root model.
+        policy: a Policy, the name of a shipped one, or the path of a TOML file.
+        journal: folder for the journals, one file a run; None keeps none.
+        on_event: called with every event of the run and its children, in order, on the run's thread. An exception it
+            raises ends the run.
+        open_box: opens the sandbox of each run.
+
+    Raises:
+        PolicyError: the policy does not load.
+    """
+
+    def __init__(
+        self,
+        model: str | Model | None = None,
+        sub_model: str | Model | None = None,
+        policy: str | Path | Policy | None = None,
+        journal: str | Path | None = None,
+        on_event: Sink | None = None,
+        *,
+        open_box: OpenBox = open_sandbox,
+    ) -> None:
+        self.policy = policy if isinstance(policy, Policy) else Policy.load(policy or "default")
+        self._model = model or self.policy.models.root or None
+        self._sub_model = sub_model or self.policy.models.sub or None
+        self._journal = None if journal is None else Path(journal)
+        self._on_event = on_event
+        self._open_box = open_box
+
+    def complete(self, context: Context, query: str) -> Result:
+        """Answer ``query`` over ``context`` and wait for it; works inside a running event loop (a notebook), too.
+
+        Args:
+            context: a text, a list of texts, or a dict of name to text.
+            query: the question.
+
+        Returns:
+            How it went. A run that began has a result, whatever befell it; see :attr:`Result.status`.
+
+        Raises:
+            ConfigurationError: the context, the query or a model's spec is not usable.
+            ModelAuthenticationError: a provider needs a key and none is set.
+            JournalError: the journal cannot be made.
+        """
+        work = partial(self.acomplete, context, query)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return anyio.run(work)
+        # That loop waits meanwhile, as for any blocking call. Leaving the block by an exception cancels the run.
+        with anyio.from_thread.start_blocking_portal() as portal:
+            return portal.call(work)
+
+    async def acomplete(self, context: Context, query: str, *, stop: anyio.Event | None = None) -> Result:
+        """Answer ``query`` over ``context``; as :meth:`complete`.
+
+        Args:
+            context: a text, a list of texts, or a dict of name to text.
+            query: the question.
+            stop: when set, the run ends at once: the result has the status ``failed``, the reason ``interrupted`` and
+                the best partial answer. Cancelling the call ends the run as well and records the same, but returns
+                nothing.
+        """
+        context, query = check(context), _checked(query)
+        async with self._tree() as tree:
+            scope = Scope.root(self.policy.budget)
+            return await Run(tree, scope, self.policy, context, query, new_run_id()).complete(stop)
+
+    @asynccontextmanager
+    async def _tree(self) -> AsyncIterator[Tree]:
+        prices = PriceTable.load()
+        async with _Models.opened() as models:
+            root = models.open(self._model or default_spec())
+            sub = root if self._sub_model is None else models.open(self._sub_model)
+            spec = self._sub_model or self._model or default_spec()
+            models.provider = spec.partition(":")[0] if isinstance(spec, str) else ""
+            backing = Backing(
+                sub_model=sub,
+                open_named=models.named,
+                prices=prices,
+                limiter=anyio.CapacityLimiter(self.policy.models.in_flight),
+                open_box=self._open_box,
+            )
+            yield Tree(root, backing, self._journal, self._on_event)
+
+
+class _Models:
+    """The models of one run: opened once each, closed together.
+
+    Attributes:
+        provider: of a model that is asked for by its bare name.
+    """
+
+    def __init__(self) -> None:
+        self.provider = ""
+        self._by_spec: dict[str, Model] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls) -> AsyncIterator[_Models]:
+        models = cls()
+        try:
+            yield models
+        finally:
+            with anyio.CancelScope(shield=True):
+                for model in models._by_spec.values():
+                    await model.aclose()
+
+    def open(self, model: str | Model) -> Model:
+        if not isinstance(model, str):
+            return model
+        if model not in self._by_spec:
+            self._by_spec[model] = open_model(model)
+        return self._by_spec[model]
+
+    def named(self, name: str) -> Model:
+        if ":" in name:
+            return self.open(name)
+        if not self.provider:
+            raise ConfigurationError(f"models.allowed: write {name!r} with its provider, for example anthropic:{name}")
+        return self.open(f"{self.provider}:{name}")
+
+
+def _checked(query: object) -> str:
+    if not isinstance(query, str) or not query.strip():
+        raise ConfigurationError("the query is empty: ask a question, as a str")
+    if len(query) > MAX_QUERY_CHARS:
+        raise ConfigurationError(
+            f"the query has {len(query):,} characters and may have {MAX_QUERY_CHARS:,}: put long texts into the context"
+        )
+    # A lone surrogate could not be sent to any provider.
+    return query.encode("utf-8", "replace").decode()

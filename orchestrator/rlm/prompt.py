@@ -1,0 +1,255 @@
+"""What the root model is told: pure text out of facts, of constant size whatever the size of the context.
+
+The wording lies in ``prompts/*.md``, one file a message, with ``$name`` where a fact goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from orchestrator.context import Context, ContextInfo
+from orchestrator.kernel.result import ExecutionResult
+from orchestrator.policy import Policy
+from orchestrator.rlm.parse import ParsedReply
+from orchestrator.text import head_and_tail, json_text, one_line, printable
+
+Name = Literal[
+    "system", "rlm_query", "models", "first", "observation", "no_code", "last_turn", "direct_system", "direct"
+]
+
+PROMPTS = Path(__file__).parent / "prompts"
+# Below 100,000 tokens of English: above that some providers charge the whole request several times as much, and
+# models read worse.
+PIECE_CHARS = 250_000
+NAME_CHARS = 80
+# A prompt needs room for a question besides its piece, and a character may take four bytes.
+_BYTES_A_CHARACTER = 4
+
+# What the model is told of each way a cell can end, besides what the cell printed.
+_ENDS = {
+    "ok": "ok",
+    "error": "failed with an exception",
+    "timeout": "TIMED OUT",
+    "output_limit": "was STOPPED for its output",
+    "oom": "ran OUT OF MEMORY",
+    "died": "DIED",
+    "protocol_error": "broke the REPL",
+    "cancelled": "was cancelled",
+}
+_STATE_LOST = (
+    "All variables, functions and imports of earlier cells are LOST; only `context` is there again. Define anew what "
+    "you need."
+)
+_STATE_KEPT = "Variables set before it was stopped are still there."
+_CUT = (
+    "Your last code block had no end, because your reply was cut off at its length limit: it was NOT run. Write it "
+    "again, shorter; build long texts from variables instead of writing them out."
+)
+_UNCLOSED = "A code block of yours has no closing fence and is not Python: it was NOT run. Close it with ```."
+_CUT_OFF = "Your reply was cut off at its length limit. Write shorter ones."
+_STRAY = "FINAL(...) in the text of a reply beside anything else counts for nothing. Set `Final` in a code block."
+
+_BUDGETS = {
+    "calls": "model calls",
+    "tokens": "tokens",
+    "cost_usd": "dollars",
+    "children": "child runs",
+    "turns": "turns",
+    "wall_s": "time",
+}
+
+
+def render(name: Name, **values: object) -> str:
+    """Fill in a prompt; values are not looked into for further ``$name``.
+
+    Raises:
+        ValueError: the values are not exactly those the prompt names.
+    """
+    template = _load(name)
+    wanted = set(template.get_identifiers())
+    if wanted != set(values):
+        raise ValueError(f"prompt {name!r} takes {sorted(wanted)}, not {sorted(values)}")
+    return template.substitute(values)
+
+
+@cache
+def _load(name: str) -> Template:
+    return Template((PROMPTS / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def system(policy: Policy, *, levels: int) -> str:
+    """Return the standing instructions; the same for every run of a policy, so that a provider can cache them.
+
+    Args:
+        policy: of the run.
+        levels: how many levels of child runs are allowed below this one.
+    """
+    limits = policy.limits
+    optional = render("rlm_query") if levels else ""
+    if policy.models.allowed:
+        optional += render("models", names=", ".join(json_text(name) for name in policy.models.allowed))
+    return render(
+        "system",
+        observation_chars=f"{limits.observation_chars:,}",
+        cell_timeout_s=f"{limits.cell_timeout_s:g}",
+        in_flight=policy.models.in_flight,
+        piece_chars=f"{min(PIECE_CHARS, limits.frame_kb * 1024 // _BYTES_A_CHARACTER):,}",
+        optional=optional,
+    )
+
+
+def first(query: str, info: ContextInfo, left: Mapping[str, int | float], *, tag: str) -> str:
+    """Return the first message: the question, and the facts of a context that is itself never sent.
+
+    Args:
+        query: the question.
+        info: the facts.
+        left: what the ledger has left, by policy key.
+        tag: word around everything the box says in later messages, unknown to the box.
+    """
+    return render("first", query=query, context=describe(info), limits=budget_line(left), tag=tag)
+
+
+def describe(info: ContextInfo) -> str:
+    """Return the facts of a context in a few lines; what comes out of it stands as JSON and cannot pose as ours."""
+    form = {
+        "text": "one `str`",
+        "list": f"a `list` of {info.documents:,} documents, each a `str`",
+        "dict": f"a `dict` of {info.documents:,} documents, name to `str`",
+    }[info.kind]
+    lines = [
+        f"- form: {form}",
+        f"- size: {info.characters:,} characters, {info.bytes:,} bytes as UTF-8, {info.lines:,} lines",
+    ]
+    if info.kind != "text":
+        sizes = f"shortest {info.smallest:,}, median {info.median:,}, longest {info.largest:,} characters"
+        lines.append(f"- documents: {sizes}")
+    if info.names:
+        names = ", ".join(json_text(name[:NAME_CHARS]) for name in info.names)
+        lines.append(f"- first names: {names}{', …' if info.documents > len(info.names) else ''}")
+    where = "it" if info.kind == "text" else "the first that is not empty"
+    lines.append(f"- {where} begins: {json_text(info.prefix)}")
+    return "\n".join(lines)
+
+
+def budget_line(left: Mapping[str, int | float]) -> str:
+    """Return what is left in one line; ``left`` is as the ledger gives it."""
+    parts = [
+        f"{left['turns']:,} turns",
+        f"{left['calls']:,} model calls",
+        f"{left['tokens']:,} tokens",
+        f"${left['cost_usd']:,.2f}",
+        f"{left['wall_s']:,.0f} seconds",
+    ]
+    if left["depth"]:
+        parts.append(f"{left['children']:,} child runs, {left['depth']} deep")
+    return ", ".join(parts)
+
+
+def observation(
+    cells: Sequence[tuple[int, ExecutionResult]],
+    notes: Sequence[str],
+    *,
+    turn: int,
+    left: Mapping[str, int | float],
+    limit: int,
+    tag: str,
+) -> str:
+    """Return what the root model is shown of a turn.
+
+    Args:
+        cells: the cells that ran, with their numbers.
+        notes: remarks of ours, each on a line.
+        turn: which is over, from 1.
+        left: what the ledger has left.
+        limit: characters of the cells' output that are shown; what is longer is cut in its middle.
+        tag: word around what the box says.
+    """
+    streams = [_streams(result) for _, result in cells]
+    texts = [text for stream in streams for _, text in stream]
+    rooms = iter(share([len(text) for text in texts], limit))
+    shown: list[str] = []
+    for (number, result), stream in zip(cells, streams, strict=True):
+        detail = f": {one_line(result.detail, 200)}" if result.detail else ""
+        shown.append(f"[cell {number} {_ENDS[result.status]}{detail} ({result.elapsed_s:.1f} s)]")
+        shown += [f"<{name}-{tag}>\n{head_and_tail(text, next(rooms))}\n</{name}-{tag}>" for name, text in stream]
+        if not stream and result.ok:
+            shown.append("(no output)")
+        if result.state_lost:
+            shown.append(f"[{_STATE_LOST}]")
+        elif result.status in {"timeout", "output_limit"}:
+            shown.append(f"[{_STATE_KEPT}]")
+    shown += [f"[{note}]" for note in notes]
+    return render("observation", shown="\n".join(shown), turn=turn, left=budget_line(left)).rstrip("\n")
+
+
+def _streams(result: ExecutionResult) -> list[tuple[str, str]]:
+    """Name and text of everything a cell gave that is not empty."""
+    error = "" if result.error is None else result.error.traceback or f"{result.error.name}: {result.error.value}"
+    streams = [("stdout", result.stdout), ("stderr", result.stderr), ("value", result.result or ""), ("error", error)]
+    return [(name, printable(text).rstrip("\n")) for name, text in streams if text.strip()]
+
+
+def share(lengths: Sequence[int], limit: int) -> list[int]:
+    """Divide ``limit`` characters among texts: short ones are shown whole, long ones get equal parts of the rest."""
+    rooms = [0] * len(lengths)
+    left, waiting = limit, len(lengths)
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        rooms[index] = min(lengths[index], left // waiting)
+        left -= rooms[index]
+        waiting -= 1
+    return rooms
+
+
+def reply_notes(reply: ParsedReply, *, complete: bool, unrun: int = 0, failed: bool = True) -> list[str]:
+    """Return what must be said about a reply of which something did not run.
+
+    Args:
+        reply: the reply.
+        complete: the model ended it by itself.
+        unrun: blocks that were left out at the end.
+        failed: they were because one before them failed, and not because there were too many.
+    """
+    notes = []
+    if unrun:
+        why = "one failed" if failed else "a reply may not have more"
+        notes.append(f"{unrun} further block{'s' if unrun > 1 else ''} of your reply did NOT run, because {why}.")
+    if reply.cut:
+        notes.append(_UNCLOSED if complete else _CUT)
+    elif not complete:
+        notes.append(_CUT_OFF)
+    if reply.skipped and not reply.blocks:
+        marks = ", ".join(sorted({one_line(language, 20) or "nothing" for language in reply.skipped})[:5])
+        notes.append(f"Only blocks marked `repl` or `python` run; yours were marked: {marks}.")
+    if reply.stray_final:
+        notes.append(_STRAY)
+    return notes
+
+
+def failing(turns: int) -> str:
+    """Return the hint for a model whose code failed in so many turns, one after another."""
+    return f"Your code failed in {turns} turns in a row. Take a smaller step; look first at what your variables hold."
+
+
+def no_code(notes: Sequence[str], *, remaining: int) -> str:
+    """Return the reminder for a reply without code; ``remaining`` more of them end the run."""
+    return render("no_code", notes="".join(f" {note}" for note in notes), remaining=remaining).rstrip("\n")
+
+
+def last_turn(key: str) -> str:
+    """Return the message that asks for an answer now, because the budget ``key`` of the policy allows no more."""
+    return render("last_turn", budget=_BUDGETS.get(key, key)).rstrip("\n")
+
+
+def direct(query: str, context: Context) -> str:
+    """Return the one message of a run that answers without a box."""
+    if isinstance(context, str):
+        text = context
+    else:
+        named = context.items() if isinstance(context, dict) else enumerate(context, 1)
+        text = "\n\n".join(f"=== document: {one_line(str(name), NAME_CHARS)} ===\n{part}" for name, part in named)
+    return render("direct", query=query, context=text)

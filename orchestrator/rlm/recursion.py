@@ -1,0 +1,292 @@
+"""One run of a tree of runs, and how it starts the next: ``rlm_query`` in its box is a whole run of its own.
+
+A child has its own box, history, journal and policy. What it may spend is a scope inside its parent's, so the whole
+tree shares one ledger; its wall time ends a little before the cell that waits for it would be stopped. Cancelling a run
+cancels its children, because each runs in the task of the call that asked for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from time import monotonic
+
+import anyio
+from anyio import to_thread
+
+from orchestrator.context import Context, ContextInfo, describe
+from orchestrator.errors import ContextError, JournalError, LimitExceededError, ModelError, SandboxError, ungrouped
+from orchestrator.events import (
+    ChildFinished,
+    ChildStarted,
+    LimitReached,
+    Observed,
+    Recorder,
+    RunFinished,
+    RunStarted,
+    Sink,
+)
+from orchestrator.ledger import Scope
+from orchestrator.metering import Till
+from orchestrator.models.base import Model
+from orchestrator.policy import Budget, Policy
+from orchestrator.rlm import prompt
+from orchestrator.rlm.conversation import Conversation
+from orchestrator.rlm.loop import Loop, ask_by
+from orchestrator.rlm.result import Outcome, Result
+from orchestrator.session import Backing, ChildCall, open_session
+from orchestrator.text import cut_to_bytes
+from orchestrator.trajectory.journal import JournalWriter
+from orchestrator.transport.rpc import RpcRefusal
+
+# Boxes one run may have its children in at a time. A limit for the whole tree would deadlock, parents waiting in it for
+# children that wait for a place.
+CHILDREN_AT_ONCE = 4
+# Of the time a cell has left, kept so that a child that ran out of time can still report what it has.
+REPORT_SHARE, REPORT_MOST_S = 0.1, 10.0
+INTERRUPTED = "interrupted"
+_PARTIAL_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What all runs of a tree share.
+
+    Attributes:
+        root_model: drives every run.
+        backing: answers every box.
+        journal: folder of the journals, one a run; None keeps none.
+        sink: hears the events of every run.
+    """
+
+    root_model: Model
+    backing: Backing
+    journal: Path | None = None
+    sink: Sink | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """One run.
+
+    Attributes:
+        tree: what it shares with the others.
+        scope: what it may spend; closed by :meth:`complete`.
+        policy: what it may do.
+        context: the text.
+        query: the question.
+        id: of the run.
+        parent: id of the run that asked for it, or None.
+    """
+
+    tree: Tree
+    scope: Scope
+    policy: Policy
+    context: Context
+    query: str
+    id: str
+    parent: str | None = None
+    _journal: Path | None = None
+    _conversation: Conversation | None = None
+    _loop: Loop | None = None
+
+    async def complete(self, stop: anyio.Event | None = None) -> Result:
+        """Carry it out, once.
+
+        Args:
+            stop: when set, the run ends at once with what it has; the reason is then ``interrupted``.
+
+        Raises:
+            ContextError: the context is larger than the policy allows.
+            JournalError: the journal cannot be made. When it fails later the result says so.
+        """
+        began = monotonic()
+        info = await to_thread.run_sync(describe, self.context)
+        try:
+            async with self._recorded() as recorder:
+                outcome = await self._outcome(recorder, info, stop, began)
+        finally:
+            self.scope.close()
+        return Result(
+            status=outcome.status,
+            answer=outcome.answer,
+            reason=outcome.reason,
+            usage=self.scope.usage(),
+            journal=self._journal,
+            turns=self._turns,
+            error=outcome.error,
+            run=self.id,
+        )
+
+    async def _outcome(self, recorder: Recorder, info: ContextInfo, stop: anyio.Event | None, began: float) -> Outcome:
+        """Carry the run out and record its end, however it comes."""
+        outcome = Outcome("failed", None, INTERRUPTED)
+        try:
+            outcome = await self._guarded(recorder, info, stop)
+        except ContextError as error:
+            outcome = Outcome("failed", None, str(error), error)
+            raise
+        except BaseException:
+            outcome = Outcome("failed", self._said, INTERRUPTED)
+            raise
+        finally:
+            if self._conversation is not None:
+                self._conversation.close()
+            usage, elapsed = self.scope.usage(), monotonic() - began
+            end = RunFinished(outcome.status, outcome.answer, outcome.reason, usage, self._turns, elapsed)
+            try:
+                recorder.emit(end)
+            except JournalError as error:
+                # The answer is not lost with the record of it, but nobody may take the run for a recorded one.
+                outcome = Outcome("failed", outcome.answer, str(error), outcome.error or error)
+        return outcome
+
+    async def _guarded(self, recorder: Recorder, info: ContextInfo, stop: anyio.Event | None) -> Outcome:
+        try:
+            with ungrouped():
+                return await self._stoppable(recorder, info, stop)
+        except (JournalError, ModelError, SandboxError) as error:
+            return Outcome("failed", self._said, str(error), error)
+
+    async def _stoppable(self, recorder: Recorder, info: ContextInfo, stop: anyio.Event | None) -> Outcome:
+        outcome = None
+        async with anyio.create_task_group() as tasks:
+            if stop is not None:
+                tasks.start_soon(_cancel_when_set, stop, tasks.cancel_scope)
+            outcome = await self._drive(recorder, info)
+            tasks.cancel_scope.cancel()
+        return outcome or Outcome("failed", self._said, INTERRUPTED)
+
+    async def _drive(self, recorder: Recorder, info: ContextInfo) -> Outcome:
+        models = self.policy.models
+        names = self.tree.root_model.name, self.tree.backing.sub_model.name
+        facts = self.policy.model_dump(mode="json")
+        recorder.emit(RunStarted(self.query, info.to_dict(), facts, *names, self.scope.depth))
+        if info.characters < models.direct_below_chars:
+            return await self._answer_directly(recorder)
+        session = open_session(
+            policy=self.policy,
+            context=self.context,
+            scope=self.scope,
+            recorder=recorder,
+            backing=self.tree.backing,
+            child=Children(self, recorder),
+        )
+        async with session as cells:
+            left = self.scope.remaining()
+            tag = hashlib.sha256(self.id.encode()).hexdigest()[:8]
+            first = prompt.first(self.query, info, left, tag=tag)
+            conversation = self._converse(recorder, prompt.system(self.policy, levels=int(left["depth"])), first)
+            limits, wall_s = self.policy.limits, self.policy.budget.wall_s
+            self._loop = Loop(conversation, cells, self.scope, limits, wall_s, recorder, tag)
+            return await self._loop.run()
+
+    async def _answer_directly(self, recorder: Recorder) -> Outcome:
+        message = prompt.direct(self.query, self.context).encode("utf-8", "replace").decode()
+        conversation = self._converse(recorder, prompt.render("direct_system"), message)
+        try:
+            reply = await conversation.ask()
+        except LimitExceededError as limit:
+            recorder.emit(LimitReached(limit.reason, limit.limit))
+            return Outcome("limit", None, limit.reason)
+        if reply.stop_reason == "end" and reply.text.strip():
+            return Outcome("answered", reply.text)
+        return Outcome("no_answer", reply.text.strip() or None, f"the model stopped with {reply.stop_reason}")
+
+    def _converse(self, recorder: Recorder, system: str, first: str) -> Conversation:
+        self._conversation = Conversation(
+            model=self.tree.root_model,
+            system=system,
+            till=Till(self.scope, self.tree.backing.prices, recorder, self.tree.backing.complete),
+            max_tokens=self.policy.models.max_tokens,
+            growth_tokens=self.policy.limits.observation_chars,
+            ask_by=ask_by(self.scope, self.policy.budget.wall_s),
+        )
+        recorder.emit(Observed(0, first))
+        self._conversation.say(first)
+        return self._conversation
+
+    @asynccontextmanager
+    async def _recorded(self) -> AsyncIterator[Recorder]:
+        sinks = () if self.tree.sink is None else (self.tree.sink,)
+        if self.tree.journal is None:
+            yield Recorder(self.id, self.parent, sinks)
+            return
+        writer = JournalWriter.create(self.tree.journal, self.id)
+        self._journal = writer.path
+        try:
+            yield Recorder(self.id, self.parent, (writer, *sinks))
+        finally:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(writer.close)
+
+    @property
+    def _said(self) -> str | None:
+        return None if self._loop is None else self._loop.said
+
+    @property
+    def _turns(self) -> int:
+        return 0 if self._conversation is None else self._conversation.turns
+
+
+async def _cancel_when_set(stop: anyio.Event, scope: anyio.CancelScope) -> None:
+    await stop.wait()
+    scope.cancel()
+
+
+class Children:
+    """Carries out the child runs of one run, as a :data:`orchestrator.session.ChildRun`."""
+
+    def __init__(self, parent: Run, recorder: Recorder) -> None:
+        self._parent = parent
+        self._recorder = recorder
+        self._numbers = count(1)
+        self._places = anyio.CapacityLimiter(CHILDREN_AT_ONCE)
+
+    async def __call__(self, call: ChildCall) -> str:
+        """Carry out one; return its answer.
+
+        Raises:
+            RpcRefusal: ``child_limit`` or ``child_no_answer``, with the partial answer in the message.
+            LimitExceededError: the budget does not allow a child.
+            RlmSandboxError: what made the child fail.
+        """
+        async with self._places:
+            run = self._child(call)
+            self._recorder.emit(ChildStarted(run.id, call.cell, call.query))
+            status, reason = "failed", INTERRUPTED
+            try:
+                result = await run.complete()
+                status, reason = result.status, result.reason
+            finally:
+                self._recorder.emit(ChildFinished(run.id, status, reason))
+        if result.error is not None:
+            raise result.error
+        if result.status != "answered" or result.answer is None:
+            raise _refusal(result)
+        return result.answer
+
+    def _child(self, call: ChildCall) -> Run:
+        parent = self._parent
+        left = call.deadline - anyio.current_time()
+        wall_s = min(parent.policy.budget.wall_s, left - min(REPORT_SHARE * left, REPORT_MOST_S))
+        if wall_s <= 0:
+            raise LimitExceededError("wall_s", 0.0)
+        scope = parent.scope.child(parent.policy.budget.model_copy(update={"wall_s": wall_s}))
+        its = parent.policy.model_copy(update={"budget": Budget.model_validate(scope.remaining())})
+        identity = f"{parent.id}.{next(self._numbers)}"
+        return Run(parent.tree, scope, parent.policy.narrow(its), call.context, call.query, identity, parent.id)
+
+
+def _refusal(result: Result) -> RpcRefusal:
+    if result.status == "limit":
+        reason, message = "child_limit", f"the child run reached its limit of {result.reason}"
+    else:
+        reason, message = "child_no_answer", "the child run found no answer"
+    if result.answer:
+        message += f"; its partial answer: {cut_to_bytes(result.answer, _PARTIAL_BYTES)}"
+    return RpcRefusal(reason, message)

@@ -1,0 +1,66 @@
+"""How a run ends, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.errors import RlmSandboxError
+
+Status = Literal["answered", "no_answer", "limit", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the loop ended.
+
+    Attributes:
+        status: as of :class:`Result`.
+        answer: as of :class:`Result`.
+        reason: as of :class:`Result`.
+        error: as of :class:`Result`.
+    """
+
+    status: Status
+    answer: str | None
+    reason: str = ""
+    error: RlmSandboxError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        status: ``answered``: the model set ``Final``; ``no_answer``: it stopped working on one; ``limit``: a budget
+            ended the run; ``failed``: the sandbox, a model's provider or the journal did, or somebody interrupted it.
+        answer: the answer; of a run that was not ``answered``, the best partial answer there is, or None.
+        reason: what ended a run that was not ``answered``: the policy key of a budget, or a word or sentence. For one
+            that was, empty, or the budget whose end made the model answer.
+        usage: what was spent, child runs included, as :meth:`orchestrator.ledger.Scope.usage` has it.
+        journal: the run's journal; None if none was asked for.
+        turns: replies of the root model.
+        error: what made it fail, if it did.
+        run: id of the run.
+    """
+
+    status: Status
+    answer: str | None
+    reason: str
+    usage: dict[str, Any]
+    journal: Path | None
+    turns: int
+    error: RlmSandboxError | None = None
+    run: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as ``rlm-sandbox run --json`` prints it."""
+        return {
+            "status": self.status,
+            "answer": self.answer,
+            "reason": self.reason,
+            "usage": self.usage,
+            "journal": None if self.journal is None else str(self.journal),
+            "turns": self.turns,
+        }
