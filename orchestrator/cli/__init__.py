@@ -1,0 +1,1 @@
+"""The command line: one module a subcommand, described for people in ``CLI.md`` beside this file."""

@@ -1,0 +1,141 @@
+"""``rlm-sandbox run``: one question over one context, answered by a run in a sandbox."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli.common import (
+    EXIT_INTERRUPTED,
+    EXIT_OF_STATUS,
+    add_json,
+    add_policy,
+    journal_directory,
+    load_policy,
+    note,
+    out,
+    out_json,
+    read_text,
+    say,
+)
+from orchestrator.errors import ConfigurationError
+from orchestrator.text import counted
+
+if TYPE_CHECKING:
+    import anyio
+
+    from orchestrator.context import Context
+    from orchestrator.policy import Policy
+    from orchestrator.rlm.result import Result
+
+
+_END = {"no_answer": "no answer", "limit": "a limit ended the run", "failed": "the run failed"}
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "run",
+        help="answer a question over a text of any size",
+        description="Answer a question over a text, or over many documents: several FILEs or a folder.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="files or folders; none or - reads stdin")
+    question = parser.add_mutually_exclusive_group(required=True)
+    question.add_argument("-q", "--query", metavar="QUERY", help="the question")
+    question.add_argument("--query-file", metavar="FILE", help="read the question from a file")
+    parser.add_argument(
+        "--model",
+        metavar="SPEC",
+        help="root model: anthropic:NAME, openai:NAME, offline[:NAME] or scripted:FILE "
+        "(default: Anthropic when a key is set, else offline)",
+    )
+    parser.add_argument("--sub-model", metavar="SPEC", help="model of the sub-calls (default: the root model)")
+    add_policy(parser)
+    parser.add_argument("--journal", metavar="DIR", type=Path, help="folder of the journals (default: see CLI.md)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress, only errors")
+    add_json(parser, "the result")
+    parser.set_defaults(handler=handle)
+
+
+def handle(args: argparse.Namespace) -> int:
+    """Run the subcommand; return its exit code.
+
+    Raises:
+        ConfigurationError: something asked for cannot be.
+        RlmSandboxError: a part failed before there was a result.
+    """
+    from orchestrator.cli.inputs import load_context
+
+    policy = load_policy(args.policy, args.assignments)
+    query = args.query if args.query is not None else read_text(args.query_file, "--query-file")
+    if not query.strip():
+        raise ConfigurationError("the question is empty: give one with -q")
+    journal = _writable(args.journal or journal_directory())
+    loaded = load_context(args.files, policy.limits.context_mb)
+    if loaded.skipped and not args.quiet:
+        note(f"left out {counted(len(loaded.skipped), 'file')} that cannot be read as text: {_some(loaded.skipped)}")
+    result, interrupted = _complete(args, policy, loaded.context, query, journal)
+    return _report(args, result, interrupted=interrupted)
+
+
+def _complete(
+    args: argparse.Namespace, policy: Policy, context: Context, query: str, journal: Path
+) -> tuple[Result, bool]:
+    """Return the result, and whether somebody asked for its end."""
+    from orchestrator.cli.interrupt import Interrupt
+    from orchestrator.cli.progress import Progress
+    from orchestrator.rlm.api import RLM
+
+    progress = None if args.quiet else Progress.on(sys.stderr)
+    rlm = RLM(model=args.model, sub_model=args.sub_model, policy=policy, journal=journal, on_event=progress)
+    results: list[Result] = []
+
+    async def work(stop: anyio.Event) -> None:
+        import anyio
+
+        async with anyio.create_task_group() as tasks:
+            if progress is not None:
+                tasks.start_soon(progress.tick)
+            results.append(await rlm.acomplete(context, query, stop=stop))
+            tasks.cancel_scope.cancel()
+
+    try:
+        with Interrupt(note if progress is None else progress.message) as interrupt:
+            interrupt.run(work)
+    finally:
+        if progress is not None:
+            progress.close()
+    return results[0], interrupt.requested
+
+
+def _report(args: argparse.Namespace, result: Result, *, interrupted: bool) -> int:
+    code = EXIT_OF_STATUS[result.status]
+    if result.status != "answered":
+        code = EXIT_INTERRUPTED if interrupted else code if result.error is None else result.error.exit_code
+        end = "interrupted" if interrupted else f"{_END[result.status]}: {result.reason}"
+        say(end + ("; the partial answer follows" if result.answer is not None else ""))
+    if not args.quiet:
+        note(f"journal: {result.journal}")
+    if args.json:
+        out_json(result.to_dict())
+    elif result.answer is not None:
+        out(result.answer)
+    return code
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")  # noqa: PLR2004 - enough to know which
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the journal folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"cannot write in the journal folder {folder}; choose another with --journal")
+    return folder.absolute()
