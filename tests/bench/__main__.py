@@ -1,0 +1,196 @@
+"""The first benchmark: cold start, cells, sub-calls and bytes, each beside the floor it is compared with.
+
+Every pair is sampled alternately in one run, so that both feel the same machine; what is quoted is a ratio of medians
+with the spread of the samples. Run ``make bench``; ``--quick`` takes a third of the samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+from anyio import to_thread
+
+from orchestrator.interpreter import Sandbox
+from orchestrator.policy import Policy
+from orchestrator.sandbox import image
+from orchestrator.sandbox.engine import Engine
+from orchestrator.transport.rpc import RpcCall, RpcReply
+from tests.bench.local_kernel import LocalKernel
+
+MIB = 1 << 20
+TRIVIAL = "pass"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: ours against the floor, in milliseconds or MB/s."""
+
+    what: str
+    ours: list[float]
+    floor: list[float]
+    bar: str
+    unit: str = "ms"
+    floor_name: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the line's columns."""
+        ratio = ""
+        if self.floor:
+            ratio = f"{statistics.median(self.ours) / statistics.median(self.floor):.2f} ×"
+        floor = f"{_spread(self.floor)} {self.floor_name}" if self.floor else ""
+        return self.what, f"{_spread(self.ours)} {self.unit}", floor, ratio, self.bar
+
+
+def _spread(samples: list[float]) -> str:
+    ordered = sorted(samples)
+    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+    return f"{statistics.median(ordered):.3g} ({low:.3g} … {high:.3g})"
+
+
+async def _timed(work: Callable[[], Awaitable[object]]) -> float:
+    began = time.perf_counter()
+    await work()
+    return (time.perf_counter() - began) * 1000
+
+
+async def _echo(call: RpcCall) -> RpcReply:
+    """Answer at once: the instant model, without a provider, a ledger or a journal."""
+    if call.method == "batch_open":
+        return RpcReply({"batch": "b", "window": Policy().models.window})
+    if call.method == "final":
+        return RpcReply()
+    return RpcReply({"stop": "end"}, call.body)
+
+
+async def cold_start(engine: Engine, image_id: str, samples: int) -> Row:
+    """Time ``Sandbox.open`` to the first cell done, against a bare container of the same image."""
+    command = ["docker", "run", "--rm", "--network=none", "--log-driver=none", "--entrypoint=/opt/box/python"]
+    command += [image_id, "-c", "pass"]
+
+    async def bare() -> None:
+        await to_thread.run_sync(lambda: subprocess.run(command, check=True, capture_output=True))
+
+    async def ours() -> None:
+        async with Sandbox.open(Policy(), "text", engine=engine) as box:
+            await box.execute(TRIVIAL)
+            elapsed.append((time.perf_counter() - began) * 1000)
+
+    elapsed: list[float] = []
+    floor: list[float] = []
+    for _ in range(samples):
+        floor.append(await _timed(bare))
+        began = time.perf_counter()
+        await ours()
+    return Row("cold: open to first cell done", elapsed, floor, "≤ 2 ×", floor_name="docker run … python -c pass")
+
+
+async def cells(engine: Engine, samples: int) -> list[Row]:
+    """Time a trivial cell with contexts of several sizes, against the same cell in a local kernel without a box."""
+    rows = []
+    with LocalKernel() as local:
+        for label, size in (("1 kB", 1000), ("1 MB", MIB), ("50 MB", 50 * MIB)):
+            async with Sandbox.open(Policy(), "x" * size, engine=engine) as box:
+                ours, floor = [], []
+                for _ in range(20):
+                    await box.execute(TRIVIAL)
+                    local.execute(TRIVIAL)
+                for _ in range(samples):
+                    ours.append(await _timed(lambda: box.execute(TRIVIAL)))
+                    began = time.perf_counter()
+                    local.execute(TRIVIAL)
+                    floor.append((time.perf_counter() - began) * 1000)
+            rows.append(
+                Row(f"a trivial cell, context of {label}", ours, floor, "≤ 1.1 ×", floor_name="local ipykernel")
+            )
+    return rows
+
+
+async def calls(engine: Engine, samples: int) -> list[Row]:
+    """Time sub-calls over an instant handler, as the cell sees them."""
+    async with Sandbox.open(Policy(), "text", rpc=_echo, engine=engine) as box:
+
+        async def measured(code: str) -> float:
+            result = await box.execute(
+                f"import time; t = time.perf_counter(); {code}; (time.perf_counter() - t) * 1000"
+            )
+            if result.result is None:
+                raise SystemExit(f"the benchmark's cell failed: {result}")
+            return float(result.result)
+
+        one = [await measured("[llm_query('q') for _ in range(100)]") / 100 for _ in range(samples)]
+        batch = [await measured("llm_query_batched(['q'] * 1000)") for _ in range(samples)]
+    return [Row("one llm_query, instant model", one, [], "≤ 1 ms"), Row("1,000 batched", batch, [], "≤ 300 ms")]
+
+
+async def transfers(engine: Engine, samples: int) -> list[Row]:
+    """Time a large context in and a large answer out."""
+    size = 100 * MIB
+    text = "0123456789abcde\n" * (size // 16)
+    into = []
+    small = [await _opened(engine, "text") for _ in range(samples)]
+    for _ in range(samples):
+        # What opening takes with a text of four characters is not the transfer's.
+        extra = await _opened(engine, text) - statistics.median(small)
+        into.append(size / 1e6 / (extra / 1000))
+    async with Sandbox.open(Policy(), "text", rpc=_echo, engine=engine) as box:
+        await box.execute("answer = 'x' * 50_000_000")
+        out = [50.0 / (await _timed(lambda: box.execute("FINAL(answer)")) / 1000) for _ in range(samples)]
+    return [
+        Row("100 MB context into the box", into, [], "≥ 150 MB/s", "MB/s"),
+        Row("50 MB answer out", out, [], "", "MB/s"),
+    ]
+
+
+async def _opened(engine: Engine, context: str) -> float:
+    began = time.perf_counter()
+    async with Sandbox.open(Policy(), context, engine=engine):
+        return (time.perf_counter() - began) * 1000
+
+
+async def measure(*, quick: bool) -> list[Row]:
+    """Take all samples."""
+    scale = 1 if quick else 3
+    engine = await to_thread.run_sync(Engine.connect)
+    try:
+        found = await to_thread.run_sync(image.find, engine)
+        await _opened(engine, "text")  # the first box after a start of the engine pays for its caches
+        return [
+            await cold_start(engine, found.id, 5 * scale),
+            *await cells(engine, 100 * scale),
+            *await calls(engine, 3 * scale),
+            *await transfers(engine, 2 * scale),
+        ]
+    finally:
+        engine.close()
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a third of the samples")
+    parser.add_argument("--json", action="store_true", help="print the samples instead of the table")
+    options = parser.parse_args()
+    rows = anyio.run(lambda: measure(quick=options.quick))
+    if options.json:
+        json.dump(
+            [{"what": row.what, "ours": row.ours, "floor": row.floor, "unit": row.unit} for row in rows], sys.stdout
+        )
+        return
+    table = [("what", "median (10 % … 90 %)", "floor", "ratio", "bar"), *(row.cells() for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(5)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(f"\n{platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}")
+
+
+if __name__ == "__main__":
+    main()

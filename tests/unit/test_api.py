@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+import orchestrator
+from orchestrator.errors import ConfigurationError, ContextError, JournalError, PolicyError
+from orchestrator.events import Envelope, RunFinished
+from orchestrator.models.base import ModelReply, Usage
+from orchestrator.policy import Policy
+from orchestrator.rlm import api
+from orchestrator.rlm.api import RLM, Result, new_run_id
+from orchestrator.transport.rpc import RpcRefusal
+from tests.support.fake_session import CellBody, FakeBox, FakeBoxes, finals
+from tests.support.fakes import FakeModel
+
+CODE = ModelReply("```repl\nstep()\n```", Usage(100, 10))
+
+
+def rlm(*cells: CellBody, policy: Policy | None = None, journal: Path | None = None) -> RLM:
+    boxes = FakeBoxes([list(cells)])
+    return RLM(FakeModel(default=CODE), policy=policy or Policy(), journal=journal, open_box=boxes.open)
+
+
+def test_complete_answers_and_waits() -> None:
+    result = rlm(finals("42")).complete("text", "What?")
+    assert (result.status, result.answer) == ("answered", "42")
+
+
+@pytest.mark.anyio
+async def test_complete_works_inside_a_running_event_loop() -> None:
+    assert rlm(finals("42")).complete("text", "What?").answer == "42"
+
+
+@pytest.mark.anyio
+async def test_runs_of_one_object_may_overlap() -> None:
+    boxes = FakeBoxes([[finals("a")], [finals("a")]])
+    both = RLM(FakeModel(default=CODE), policy=Policy(), open_box=boxes.open)
+    results: list[Result] = []
+
+    async def one() -> None:
+        results.append(await both.acomplete("text", "What?"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one)
+        tasks.start_soon(one)
+    assert [result.answer for result in results] == ["a", "a"]
+    assert results[0].run != results[1].run
+
+
+@pytest.mark.anyio
+async def test_a_stop_ends_a_run_with_its_partial_result() -> None:
+    stop = anyio.Event()
+
+    async def hangs(box: FakeBox) -> None:
+        stop.set()
+        await anyio.sleep_forever()
+
+    result = await rlm(hangs).acomplete("text", "What?", stop=stop)
+    assert (result.status, result.reason) == ("failed", "interrupted")
+
+
+def test_an_interrupt_in_a_nested_loop_cancels_the_run() -> None:
+    ended: list[str] = []
+
+    def watch(envelope: Envelope) -> None:
+        if isinstance(envelope.event, RunFinished):
+            ended.append(envelope.event.reason)
+
+    async def interrupted(box: FakeBox) -> None:
+        raise KeyboardInterrupt
+
+    async def notebook() -> None:
+        run = RLM(FakeModel(default=CODE), policy=Policy(), on_event=watch, open_box=FakeBoxes([[interrupted]]).open)
+        run.complete("text", "What?")
+
+    with pytest.raises(KeyboardInterrupt):
+        anyio.run(notebook)
+    assert ended == ["interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("context", "query", "error", "words"),
+    [
+        ("text", "", ConfigurationError, "query is empty"),
+        ("text", "  \n", ConfigurationError, "query is empty"),
+        ("text", None, ConfigurationError, "query is empty"),
+        ("text", "x" * 100_001, ConfigurationError, "100,001 characters"),
+        (b"bytes", "What?", ContextError, "bytes"),
+        ([1], "What?", ContextError, "int"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_plain_words(
+    context: object, query: object, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        rlm().complete(context, query)  # type: ignore[arg-type]
+
+
+def test_an_unknown_policy_or_model_is_refused() -> None:
+    with pytest.raises(PolicyError):
+        RLM(policy="no-such-policy")
+    with pytest.raises(ConfigurationError, match="nosuch"):
+        RLM("nosuch:model", policy=Policy()).complete("text", "What?")
+
+
+def test_a_journal_that_cannot_be_made_is_an_error_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError):
+        rlm(finals("42"), journal=tmp_path / "file").complete("text", "What?")
+
+
+def test_the_journal_of_a_run_is_named_in_its_result(tmp_path: Path) -> None:
+    result = rlm(finals("42"), journal=tmp_path).complete("text", "What?")
+    assert result.journal == tmp_path / f"{result.run}.jsonl"
+    assert result.journal.is_file()
+    assert result.to_dict() == {
+        "status": "answered",
+        "answer": "42",
+        "reason": "",
+        "usage": result.usage,
+        "journal": str(result.journal),
+        "turns": 1,
+    }
+
+
+def test_without_a_folder_there_is_no_journal() -> None:
+    assert rlm(finals("42")).complete("text", "What?").to_dict()["journal"] is None
+
+
+class Opened:
+    """Stands in for the opener of specs and remembers what it opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.models: dict[str, FakeModel] = {}
+        monkeypatch.setattr(api, "open_model", self)
+
+    def __call__(self, spec: str) -> FakeModel:
+        assert spec not in self.models
+        self.models[spec] = FakeModel(default=CODE, name=spec)
+        return self.models[spec]
+
+
+@pytest.mark.parametrize(
+    ("model", "sub_model", "settings", "specs"),
+    [
+        ("a:x", None, [], {"a:x"}),
+        ("a:x", "b:y", [], {"a:x", "b:y"}),
+        (None, None, ["models.root=c:z", "models.sub=d:w"], {"c:z", "d:w"}),
+        ("a:x", None, ["models.root=c:z", "models.sub=d:w"], {"a:x", "d:w"}),
+    ],
+)
+def test_the_caller_s_models_come_before_the_policy_s_and_all_are_closed(
+    monkeypatch: pytest.MonkeyPatch, model: str | None, sub_model: str | None, settings: list[str], specs: set[str]
+) -> None:
+    opened = Opened(monkeypatch)
+    policy = Policy().override(settings)
+    result = RLM(model, sub_model, policy, open_box=FakeBoxes([[finals("42")]]).open).complete("text", "What?")
+    assert result.answer == "42"
+    assert set(opened.models) == specs
+    assert all(its.closed for its in opened.models.values())
+
+
+def test_a_model_that_is_handed_in_stays_open() -> None:
+    model = FakeModel(default=CODE)
+    RLM(model, policy=Policy(), open_box=FakeBoxes([[finals("42")]]).open).complete("text", "What?")
+    assert not model.closed
+
+
+def test_without_any_choice_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(monkeypatch)
+    monkeypatch.setattr(api, "default_spec", lambda: "default:model")
+    RLM(policy=Policy(), open_box=FakeBoxes([[finals("42")]]).open).complete("text", "What?")
+    assert set(opened.models) == {"default:model"}
+
+
+def asks_model(name: str, errors: list[RpcRefusal]) -> CellBody:
+    async def body(box: FakeBox) -> None:
+        try:
+            await box.call("llm_query", "q", model=name)
+        except RpcRefusal as refusal:
+            errors.append(refusal)
+        await box.call("final", "done")
+
+    return body
+
+
+@pytest.mark.parametrize(("name", "spec"), [("other", "b:other"), ("c:third", "c:third")])
+def test_an_allowed_model_is_opened_by_its_name_at_the_sub_model_s_provider(
+    monkeypatch: pytest.MonkeyPatch, name: str, spec: str
+) -> None:
+    opened = Opened(monkeypatch)
+    policy = Policy().override([f'models.allowed=["{name}"]'])
+    errors: list[RpcRefusal] = []
+    RLM("a:x", "b:y", policy, open_box=FakeBoxes([[asks_model(name, errors)]]).open).complete("text", "What?")
+    assert errors == []
+    assert len(opened.models[spec].requests) == 1
+    assert opened.models[spec].closed
+
+
+def test_a_bare_name_beside_a_model_that_was_handed_in_is_refused() -> None:
+    errors: list[RpcRefusal] = []
+    policy = Policy().override(['models.allowed=["other"]'])
+    result = rlm(asks_model("other", errors), policy=policy).complete("text", "What?")
+    assert (result.answer, errors[0].reason) == ("done", "model_unavailable")
+
+
+def test_run_ids_are_unique_and_sort_by_time() -> None:
+    ids = [new_run_id() for _ in range(100)]
+    assert len(set(ids)) == 100
+    assert [identity[:19] for identity in ids] == sorted(identity[:19] for identity in ids)
+
+
+def test_every_public_name_loads_and_is_listed() -> None:
+    assert {*orchestrator._HOMES, "__version__"} == set(orchestrator.__all__)
+    assert all(getattr(orchestrator, name) is not None for name in orchestrator.__all__)
+    assert set(orchestrator.__all__) <= set(dir(orchestrator))
+    with pytest.raises(AttributeError, match="nothing"):
+        orchestrator.nothing  # noqa: B018 - the access is what is tested
+
+
+@pytest.mark.parametrize("module", ["orchestrator", "orchestrator.rlm.api"])
+def test_importing_loads_no_heavy_library(module: str) -> None:
+    heavy = {"anthropic", "docker", "jupyter_client", "markdown_it", "openai", "tenacity", "zmq"}
+    program = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,733 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anyio
+import pytest
+
+from orchestrator.cli.exec import split_cells
+from orchestrator.cli.inputs import load_context
+from orchestrator.cli.main import main
+from orchestrator.errors import (
+    ContextError,
+    EngineUnavailableError,
+    HardeningError,
+    ImageError,
+    LimitExceededError,
+    ModelAuthenticationError,
+    RlmSandboxError,
+    SandboxGoneError,
+)
+from orchestrator.events import Recorder
+from orchestrator.kernel.result import CellError, ExecutionResult
+from orchestrator.policy import Policy
+from orchestrator.rlm.result import Result
+from orchestrator.trajectory.journal import JournalWriter
+from tests.support.cli import Stdin, write
+from tests.support.runs import a_run, replied, started
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = "\x1b]0;title\x07red\x1b[31m\u202e"
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep every journal of these tests in a folder of their own, and the debug switch off."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("RLM_SANDBOX_DEBUG", raising=False)
+    return tmp_path / "state" / "rlm-sandbox" / "journal"
+
+
+@dataclass(slots=True)
+class FakeRuns:
+    """Stands in for the library behind ``run``: remembers what it was asked, and ends as it is told.
+
+    Attributes:
+        outcome: what a run returns, or raises.
+        during: called while the run goes on.
+        made: keywords of each ``RLM``.
+        asked: context and query of each run.
+    """
+
+    outcome: Result | BaseException
+    during: Callable[[], object] | None = None
+    made: list[dict[str, Any]] = field(default_factory=list)
+    asked: list[tuple[Any, str]] = field(default_factory=list)
+
+    def __call__(self, **keywords: Any) -> FakeRuns:
+        self.made.append(keywords)
+        return self
+
+    async def acomplete(self, context: Any, query: str, *, stop: anyio.Event) -> Result:
+        self.asked.append((context, query))
+        sink = self.made[-1]["on_event"]
+        recorder = Recorder("r1", None, () if sink is None else (sink,))
+        recorder.emit(started(query))
+        recorder.emit(replied())
+        if self.during is not None:
+            self.during()
+            await stop.wait()
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+def result(
+    status: Any = "answered", answer: str | None = "42", reason: str = "", error: RlmSandboxError | None = None
+) -> Result:
+    return Result(status, answer, reason, {"calls": 3}, Path("/journals/r1.jsonl"), 2, error)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
+    """Let ``run`` find a library that answers 42."""
+    fake = FakeRuns(result())
+    module = ModuleType("orchestrator.rlm.api")
+    module.RLM = fake  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "orchestrator.rlm.api", module)
+    return fake
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """Return the path of a small text."""
+    path = tmp_path / "text.txt"
+    path.write_text("some text")
+    return str(path)
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command line and gives exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        return (code, *capfd.readouterr())
+
+    return call
+
+
+def one_complaint(err: str) -> bool:
+    return err.startswith("rlm-sandbox: ") and err.count("\n") == 1 and err.endswith("\n")
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["run"], "-q/--query"),
+        (["run", "-q"], "expected one argument"),
+        (["run", "-q", "x", "--jsno"], "unrecognized arguments: --jsno"),
+        (["run", "-q", "x", "--query-file", "y"], "not allowed with argument"),
+        (["run", "-q", " ", "{text}"], "the question is empty"),
+        (["run", "-q", "x", "missing.txt"], "no such file or folder: missing.txt"),
+        (["run", "-q", "x", "missing", "{text}"], "no such file or folder: missing"),
+        (["run", "-q", "x", "-", "{text}"], "- (stdin) cannot be combined with files"),
+        (["run", "--query-file", "missing", "{text}"], "--query-file missing: No such file or directory"),
+        (
+            ["run", "-q", "x", "{text}", "--policy", "nonsense"],
+            "no policy 'nonsense': give a TOML file or one of default",
+        ),
+        (["run", "-q", "x", "{text}", "--set", "budget.cals=1"], "unknown key 'budget.cals'; known here: calls"),
+        (["run", "-q", "x", "{text}", "--set", "budget.calls=none"], "budget.calls = 'none'"),
+        (["run", "-q", "x", "{text}", "--set", "calls"], "write table.key=value"),
+        (["run", "-q", "x", "{text}", "--journal", "/proc/none"], "cannot make the journal folder /proc/none"),
+        (["run", "-q", "x", "{binary}"], "binary.bin is not UTF-8 text (byte 0)"),
+        (["run", "-q", "x", "{text}", "--set", "limits.context_mb=0"], "limits.context_mb = 0"),
+        (["exec", "missing.py"], "code missing.py: No such file or directory"),
+        (["exec", "{empty}"], "there is no code to run"),
+        (["exec", "{text}", "--timeout", "0"], "'0' is not a number of seconds above 0"),
+        (["exec", "{text}", "--timeout", "nan"], "'nan' is not a number of seconds above 0"),
+        (["exec", "{text}", "--timeout", "x"], "'x' is not a number of seconds above 0"),
+        (["exec", "{text}", "extra"], "unrecognized arguments: extra"),
+        (["exec", "-", "--context", "-"], "stdin cannot be both"),
+        (["exec", "{text}", "--context", "missing"], "no such file or folder: missing"),
+        (["policy"], "VERB"),
+        (["policy", "check"], "FILE"),
+        (["policy", "check", "missing.toml"], "no policy 'missing.toml'"),
+        (["policy", "check", "{text}"], "is not valid TOML"),
+        (["policy", "show", "default", "--set", "x.y=1"], "no table 'x'"),
+        (["journal", "show"], "FILE|RUN"),
+        (["journal", "show", "r9"], "no journal 'r9': it is neither a file nor a run in"),
+        (["image"], "VERB"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(  # noqa: PLR0917 - fixtures and a table
+    cli: Run, runs: FakeRuns, text: str, tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    (tmp_path / "binary.bin").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty.py").write_text("\n# %%\n \n")
+    names = {"text": text, "binary": str(tmp_path / "binary.bin"), "empty": str(tmp_path / "empty.py")}
+    code, out, err = cli(*(argument.format(**names) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert one_complaint(err)
+    assert complaint in err
+    assert runs.asked == []
+
+
+def test_hostile_arguments_cannot_steer_the_terminal(cli: Run) -> None:
+    code, _, err = cli("run", "-q", "x", f"a{HOSTILE}\nb")
+    assert (code, err) == (2, "rlm-sandbox: no such file or folder: ared b\n")
+
+
+def test_an_unexpected_error_is_one_line_and_debug_shows_where(
+    cli: Run, runs: FakeRuns, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.outcome = RuntimeError("a bug\nin two lines")
+    code, out, err = cli("run", "-q", "x", text, "--quiet")
+    assert (code, out) == (1, "")
+    assert err == "rlm-sandbox: unexpected RuntimeError: a bug in two lines; RLM_SANDBOX_DEBUG=1 shows where\n"
+    monkeypatch.setenv("RLM_SANDBOX_DEBUG", "1")
+    code, _, err = cli("run", "-q", "x", text, "--quiet")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_version_names_package_and_protocol(cli: Run) -> None:
+    code, out, err = cli("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith("rlm-sandbox ")
+    assert out.endswith("(protocol 1)\n")
+
+
+def test_help_is_fast() -> None:
+    script = "import sys, orchestrator.cli.main as m; m.build_parser(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    heavy = {
+        "anthropic",
+        "openai",
+        "docker",
+        "pydantic",
+        "jupyter_client",
+        "anyio",
+        "markdown_it",
+        "asyncio",
+        "tenacity",
+    }
+    assert not heavy & set(loaded.split())
+
+
+# run ------------------------------------------------------------------------------------------------------------------
+
+
+def test_run_prints_the_answer_on_stdout_and_all_else_on_stderr(
+    cli: Run, runs: FakeRuns, text: str, state: Path
+) -> None:
+    code, out, err = cli("run", text, "-q", "What?")
+    assert (code, out) == (0, "42\n")
+    assert "question: What?" in err
+    assert "turn 1" in err
+    assert "journal: /journals/r1.jsonl" in err
+    assert runs.asked == [("some text", "What?")]
+    assert runs.made[0]["journal"] == state
+    assert runs.made[0]["policy"] == Policy.load()
+    assert (runs.made[0]["model"], runs.made[0]["sub_model"]) == (None, None)
+
+
+def test_run_hands_on_what_the_options_say(cli: Run, runs: FakeRuns, text: str, tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("From a file?\n")
+    folder = tmp_path / "journals"
+    options = ["--model", "offline", "--sub-model", "openai:x", "--policy", "strict", "--set", "budget.calls=7"]
+    code, _, err = cli(
+        "run", text, "--query-file", str(tmp_path / "q.txt"), *options, "--journal", str(folder), "--quiet"
+    )
+    made = runs.made[0]
+    assert (code, err) == (0, "")
+    assert (made["model"], made["sub_model"], made["journal"]) == ("offline", "openai:x", folder)
+    assert (made["policy"].name, made["policy"].budget.calls) == ("strict", 7)
+    assert runs.asked[0][1] == "From a file?\n"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_run_with_json_prints_the_result_and_nothing_else(cli: Run, runs: FakeRuns, text: str) -> None:
+    code, out, _ = cli("run", "-q", "What?", text, "--json")
+    assert code == 0
+    assert json.loads(out) == runs.outcome.to_dict()  # type: ignore[union-attr]
+    assert list(json.loads(out)) == ["status", "answer", "reason", "usage", "journal", "turns"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "complaint"),
+    [
+        (result(), 0, ""),
+        (
+            result("no_answer", "a bit", "3 replies in a row held no code"),
+            1,
+            "no answer: 3 replies in a row held no code",
+        ),
+        (result("limit", "partial", "calls"), 3, "a limit ended the run: calls; the partial answer follows"),
+        (result("limit", None, "wall_s"), 3, "a limit ended the run: wall_s\n"),
+        (result("failed", None, "the box died", SandboxGoneError("the box died")), 4, "the run failed: the box died"),
+        (result("failed", None, "no key", ModelAuthenticationError("no key")), 5, "the run failed: no key"),
+        (result("failed", None, "a bug"), 1, "the run failed: a bug"),
+        (EngineUnavailableError("no Docker engine answers"), 4, "no Docker engine answers"),
+        (ImageError("the image is not built"), 4, "the image is not built"),
+        (ModelAuthenticationError("no key"), 5, "no key"),
+        (LimitExceededError("calls", 0), 3, "the budget for calls is used up"),
+        (ContextError("too large"), 2, "too large"),
+    ],
+)
+def test_the_exit_code_tells_how_the_run_ended(  # noqa: PLR0917 - fixtures and a table
+    cli: Run, runs: FakeRuns, text: str, outcome: Result | BaseException, code: int, complaint: str
+) -> None:
+    runs.outcome = outcome
+    got, out, err = cli("run", text, "-q", "What?", "--quiet")
+    assert got == code
+    assert one_complaint(err) if complaint else not err
+    assert complaint in err
+    answer = outcome.answer if isinstance(outcome, Result) else None
+    assert out == ("" if answer is None else f"{answer}\n")
+
+
+def test_an_answer_goes_into_a_pipe_whole_and_as_it_is(cli: Run, runs: FakeRuns, text: str) -> None:
+    answer = HOSTILE + "é\ud800\r\n" + "x" * 5_000_000
+    runs.outcome = result(answer=answer)
+    code, out, _ = cli("run", text, "-q", "What?", "--quiet")
+    assert code == 0
+    assert out == answer.replace("\ud800", "\ufffd") + "\n"
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_interrupted_once_it_stops_with_what_there_is(cli: Run, runs: FakeRuns, text: str, flag: list[str]) -> None:
+    runs.outcome = result("failed", "half of it", "interrupted")
+    runs.during = lambda: os.kill(os.getpid(), signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    code, out, err = cli("run", text, "-q", "What?", *flag)
+    assert code == 130
+    assert "stopping; press Ctrl-C once more" in err
+    assert "rlm-sandbox: interrupted; the partial answer follows" in err
+    assert signal.getsignal(signal.SIGINT) is before
+    if flag:
+        assert json.loads(out) == runs.outcome.to_dict()
+    else:
+        assert out == "half of it\n"
+
+
+# What goes in as the context ------------------------------------------------------------------------------------------
+
+
+def test_files_that_are_no_text_are_left_out_and_told(tmp_path: Path, cli: Run, runs: FakeRuns) -> None:
+    write(tmp_path, a_dot_txt="A", nul_dot_bin=b"a\0b", latin_dot_txt=b"x" * 9000 + b"\xe9")
+    assert load_context([str(tmp_path)], 1).skipped == ("latin.txt", "nul.bin")
+    _, _, err = cli("run", str(tmp_path), "-q", "What?")
+    assert "left out 2 files that cannot be read as text: latin.txt, nul.bin\n" in err
+    assert runs.asked[0][0] == {"a.txt": "A"}
+
+
+def test_files_may_stand_on_both_sides_of_an_option(cli: Run, runs: FakeRuns, tmp_path: Path) -> None:
+    write(tmp_path, a="A", b="B")
+    code, _, _ = cli("run", str(tmp_path / "a"), "-q", "What?", str(tmp_path / "b"))
+    assert code == 0
+    assert runs.asked[0][0] == {"a": "A", "b": "B"}
+
+
+# exec -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class FakeBox:
+    """Stands in for a sandbox: its results are prepared.
+
+    Attributes:
+        results: what each cell gives, or raises, in order.
+        opened: arguments it was opened with.
+        ran: code and timeout of each cell.
+        failure: raised instead of opening.
+        info: what is told of it.
+        during: called while a cell runs, which then never ends.
+    """
+
+    results: list[ExecutionResult | Exception] = field(default_factory=list)
+    opened: tuple[Any, ...] = ()
+    ran: list[tuple[str, float | None]] = field(default_factory=list)
+    failure: Exception | None = None
+    info: Any = None
+    during: Callable[[], object] | None = None
+
+    @asynccontextmanager
+    async def open(self, policy: Policy, context: Any = None, **_: Any) -> AsyncIterator[FakeBox]:
+        if self.failure is not None:
+            raise self.failure
+        self.opened = (policy, context)
+        yield self
+
+    async def execute(self, code: str, timeout: float | None) -> ExecutionResult:
+        self.ran.append((code, timeout))
+        if self.during is not None and len(self.ran) > 1:
+            self.during()
+            await anyio.sleep_forever()
+        outcome = self.results.pop(0) if self.results else ExecutionResult("ok")
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+@pytest.fixture
+def box(monkeypatch: pytest.MonkeyPatch) -> FakeBox:
+    """Let ``exec`` and ``doctor`` find a box whose cells end well."""
+    fake = FakeBox()
+    monkeypatch.setattr("orchestrator.interpreter.Sandbox", fake)
+    return fake
+
+
+CELLS = "a = 1\n# %% second\nprint(a)\n#%% is no marker\n# %%\n\n# %% last\na\n"
+
+
+def test_cells_are_split_at_marker_lines_only() -> None:
+    assert split_cells(CELLS) == ["a = 1\n", "print(a)\n#%% is no marker\n", "a\n"]
+    assert split_cells("x = '''\n # %%\n'''\n") == ["x = '''\n # %%\n'''\n"]
+    assert split_cells("a\r\n# %%\r\nb") == ["a\n", "b"]
+    assert split_cells("# %%\n\n") == []
+
+
+def test_exec_prints_what_the_cells_print(cli: Run, box: FakeBox, tmp_path: Path) -> None:
+    box.results = [
+        ExecutionResult("ok", stdout="out" + HOSTILE, stderr="err" + HOSTILE),
+        ExecutionResult("ok", result="1"),
+        ExecutionResult("error", error=CellError("ValueError", "bad", "Traceback\x1b[31m…\nValueError: bad")),
+    ]
+    (tmp_path / "cells.py").write_text(CELLS)
+    code, out, err = cli("exec", str(tmp_path / "cells.py"), "--timeout", "2.5", "--set", "limits.pids=30")
+    assert (code, out) == (1, "outred\n1\n")
+    assert err == "errred\nTraceback…\nValueError: bad\nrlm-sandbox: cell 3: error after 0.0 s\n"
+    assert [timeout for _, timeout in box.ran] == [2.5, 2.5, 2.5]
+    assert box.opened[0].limits.pids == 30
+    assert box.opened[1] is None
+
+
+def test_exec_with_json_prints_the_list_of_results_exactly(
+    cli: Run, box: FakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = ExecutionResult(
+        "timeout", state_lost=True, stdout=HOSTILE, error=CellError("T", "v", "t"), detail="killed"
+    )
+    box.results = [failed]
+    monkeypatch.setattr(sys, "stdin", Stdin(b"a\n# %%\nb"))
+    code, out, err = cli("exec", "--json")
+    assert (code, err) == (1, "")
+    told = json.loads(out)
+    assert told[0] == failed.to_dict()
+    assert [item["status"] for item in told] == ["timeout", "ok"]
+    documented = ["status", "state_lost", "stdout", "stderr", "result", "error", "truncated", "elapsed_s", "detail"]
+    assert list(told[0]) == documented
+    assert list(told[0]["error"]) == ["name", "value", "traceback"]
+
+
+def test_exec_loads_the_context(cli: Run, box: FakeBox, text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.py").write_text("context")
+    assert cli("exec", str(tmp_path / "c.py"), "--context", text)[0] == 0
+    assert box.opened[1] == "some text"
+
+
+def test_exec_keeps_what_ran_when_the_box_fails(cli: Run, box: FakeBox, tmp_path: Path) -> None:
+    (tmp_path / "cells.py").write_text(CELLS)
+    box.results = [ExecutionResult("ok", stdout="kept\n"), SandboxGoneError("the box is gone")]
+    code, out, err = cli("exec", str(tmp_path / "cells.py"), "--json")
+    assert (code, err) == (4, "rlm-sandbox: the box is gone\n")
+    assert [item["stdout"] for item in json.loads(out)] == ["kept\n"]
+
+
+def test_exec_without_an_engine_is_exit_code_4(cli: Run, box: FakeBox, text: str) -> None:
+    box.failure = EngineUnavailableError("no Docker engine answers: start dockerd, or set DOCKER_HOST")
+    code, out, err = cli("exec", text)
+    assert (code, out) == (4, "")
+    assert err == "rlm-sandbox: no Docker engine answers: start dockerd, or set DOCKER_HOST\n"
+
+
+def test_exec_interrupted_prints_the_cells_that_ran(cli: Run, box: FakeBox, tmp_path: Path) -> None:
+    (tmp_path / "cells.py").write_text(CELLS)
+    box.during = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    code, out, err = cli("exec", str(tmp_path / "cells.py"), "--json")
+    assert code == 130
+    assert len(json.loads(out)) == 1
+    assert "interrupted after 1 of 3 cells" in err
+
+
+# doctor, image, clean -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FakeInfo:
+    version: str = "28.0"
+    runc: str = "1.3"
+    kernel: str = "6.1"
+    cgroup_version: str = "2"
+    security_options: tuple[str, ...] = ("name=seccomp",)
+    runtimes: tuple[str, ...] = ("runc", "runsc")
+    default_runtime: str = "runc"
+
+
+@dataclass(frozen=True)
+class FakeBoxInfo:
+    container: str = "c0ffee"
+    image: str = "sha256:1"
+    runtime: str = "runc"
+    controls: dict[str, str] = field(default_factory=lambda: {"H1": "no network: held", "H10": "no mount: held"})
+    opened_s: float = 0.4
+
+
+@dataclass(slots=True)
+class FakeEngine:
+    """Stands in for the engine; without one, connecting fails."""
+
+    there: bool = True
+    built: list[bool] = field(default_factory=list)
+
+    def connect(self) -> FakeEngine:
+        if not self.there:
+            raise EngineUnavailableError("no Docker engine answers: start dockerd, or set DOCKER_HOST")
+        return self
+
+    def info(self) -> FakeInfo:
+        return FakeInfo()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, box: FakeBox) -> FakeEngine:
+    """Let commands find an engine, an image, and nothing to sweep."""
+    from orchestrator.sandbox.image import ImageRef
+
+    fake = FakeEngine()
+    box.info = FakeBoxInfo()
+    image = ImageRef("sha256:1", "abc", 1)
+
+    def build(_: Any, *, force: bool, report: Callable[[str], None]) -> ImageRef:
+        fake.built.append(force)
+        report("building the image")
+        return image
+
+    async def sweep(_: Any) -> list[str]:
+        return []
+
+    monkeypatch.setattr("orchestrator.sandbox.engine.Engine", fake)
+    monkeypatch.setattr("orchestrator.sandbox.image.find", lambda *_: image)
+    monkeypatch.setattr("orchestrator.sandbox.image.build", build)
+    monkeypatch.setattr("orchestrator.sandbox.container.sweep", sweep)
+    return fake
+
+
+def test_doctor_lists_engine_image_and_every_control(cli: Run, engine: FakeEngine) -> None:
+    code, out, err = cli("doctor")
+    assert (code, err) == (0, "")
+    for part in ("Docker 28.0", "cgroup v2", "runc, runsc", "sha256:1", "H1   no network: held", "H10  no mount: held"):
+        assert part in out
+
+
+def test_doctor_with_json_tells_the_same_as_data(cli: Run, engine: FakeEngine) -> None:
+    code, out, _ = cli("doctor", "--json")
+    told = json.loads(out)
+    assert (code, told["ok"], told["missing"], told["error"]) == (0, True, [], None)
+    assert told["engine"]["cgroup_version"] == "2"
+    assert told["image"] == {"id": "sha256:1", "content": "abc", "protocol": 1}
+    assert told["controls"]["H1"] == "no network: held"
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_doctor_without_a_mandatory_control_is_exit_code_1(
+    cli: Run, engine: FakeEngine, box: FakeBox, flag: list[str]
+) -> None:
+    box.failure = HardeningError(["H19 seccomp: found 0, expected 2"])
+    code, out, err = cli("doctor", *flag)
+    assert code == 1
+    assert "H19 seccomp: found 0, expected 2" in out
+    assert one_complaint(err)
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_doctor_without_an_engine_is_exit_code_4(cli: Run, engine: FakeEngine, flag: list[str]) -> None:
+    engine.there = False
+    code, out, err = cli("doctor", *flag)
+    assert (code, err) == (4, "rlm-sandbox: no Docker engine answers: start dockerd, or set DOCKER_HOST\n")
+    if flag:
+        assert json.loads(out)["engine"] is None
+
+
+def test_doctor_without_an_image_still_tells_of_the_engine(
+    cli: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(*_: Any) -> None:
+        raise ImageError("the sandbox image is not built: run `rlm-sandbox image build`")
+
+    monkeypatch.setattr("orchestrator.sandbox.image.find", find)
+    code, out, err = cli("doctor")
+    assert code == 4
+    assert "Docker 28.0" in out
+    assert "run `rlm-sandbox image build`" in err
+
+
+def test_image_build_prints_the_id_and_its_progress_apart(cli: Run, engine: FakeEngine) -> None:
+    assert cli("image", "build") == (0, "sha256:1\n", "building the image\n")
+    code, out, _ = cli("image", "build", "--force", "--json")
+    assert (code, json.loads(out)) == (0, {"id": "sha256:1", "content": "abc", "protocol": 1})
+    assert engine.built == [False, True]
+
+
+def test_clean_tells_what_it_removed(cli: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli("clean") == (0, "nothing to remove\n", "")
+
+    async def sweep(_: Any) -> list[str]:
+        return ["0123456789abcdef"]
+
+    monkeypatch.setattr("orchestrator.sandbox.container.sweep", sweep)
+    assert cli("clean") == (0, "removed 0123456789ab\n", "")
+    assert json.loads(cli("clean", "--json")[1]) == {"removed": ["0123456789abcdef"]}
+
+
+# policy, journal ------------------------------------------------------------------------------------------------------
+
+
+def test_policy_show_prints_a_policy_that_loads_to_the_same_values(cli: Run, tmp_path: Path) -> None:
+    given = ['models.allowed=["a\\"b", "é"]', "budget.cost_usd=1e-7", "sandbox.runtime=runsc"]
+    code, out, err = cli("policy", "show", "strict", *(part for item in given for part in ("--set", item)))
+    assert (code, err) == (0, "")
+    effective = Policy.load("strict").override(given)
+    (tmp_path / "shown.toml").write_text(out)
+    assert Policy.load(tmp_path / "shown.toml") == effective
+    assert tomllib.loads(out)["models"]["allowed"] == ['a"b', "é"]
+
+
+def test_policy_show_with_json_prints_the_values(cli: Run) -> None:
+    code, out, _ = cli("policy", "show", "--json")
+    assert code == 0
+    assert Policy.from_data(json.loads(out)) == Policy.load("default")
+
+
+def test_policy_check_says_whether_a_file_is_a_policy(cli: Run, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text("[budget]\ncalls = 5\n")
+    bad.write_text("[budget]\ncals = 5\nturns = 0\n")
+    assert cli("policy", "check", str(good)) == (0, f"{good}: a valid policy\n", "")
+    assert json.loads(cli("policy", "check", str(good), "--json")[1]) == {
+        "policy": str(good),
+        "name": "good",
+        "valid": True,
+    }
+    code, out, err = cli("policy", "check", str(bad))
+    assert (code, out) == (2, "")
+    assert one_complaint(err)
+    assert "unknown key 'budget.cals'" in err
+    assert "budget.turns = 0" in err
+
+
+@pytest.fixture
+def journal(state: Path) -> Path:
+    """Return a journal with every kind of event, where the command line looks for it."""
+    with JournalWriter.create(state, "run-abc") as writer:
+        recorder = Recorder("run-abc", None, (writer,))
+        for event in a_run():
+            recorder.emit(event)
+    return writer.path
+
+
+def test_journal_show_finds_a_run_by_path_id_or_beginning(cli: Run, journal: Path) -> None:
+    texts = {cli("journal", "show", name)[1] for name in (str(journal), "run-abc", "run-a")}
+    assert len(texts) == 1
+    assert "answered, 1 turn" in texts.pop()
+    code, out, _ = cli("journal", "show", "abc", "--journal", str(journal.parent))
+    assert (code, out) == (2, "")
+
+
+def test_journal_show_with_an_ambiguous_beginning_asks_for_more(cli: Run, journal: Path) -> None:
+    for run in ("run-abcd", "run-x", "run-x.1", "run-x.1.1"):
+        JournalWriter.create(journal.parent, run).close()
+    assert cli("journal", "show", "run-abc")[0] == 0
+    code, _, err = cli("journal", "show", "run-")
+    assert code == 2
+    assert "3 runs" in err
+    assert cli("journal", "show", "run-x")[0] == cli("journal", "show", "run-x.1")[0] == 0
+
+
+def test_journal_show_with_json_prints_every_record(cli: Run, journal: Path) -> None:
+    code, out, _ = cli("journal", "show", str(journal), "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert [item["kind"] for item in told] == [event.kind for event in a_run()]
+    assert [item["seq"] for item in told] == list(range(len(told)))
+
+
+def test_journal_show_of_something_else_is_one_clear_line(cli: Run, text: str) -> None:
+    code, out, err = cli("journal", "show", text)
+    assert (code, out) == (1, "")
+    assert one_complaint(err)
+    assert "line 1 is not a line of a journal" in err
+
+
+# The process ----------------------------------------------------------------------------------------------------------
+
+
+def process(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "orchestrator", *arguments], cwd=ROOT, **options)
+
+
+def test_a_reader_that_has_gone_is_no_error(journal: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with process("journal", "show", str(journal), stdout=writing, stderr=subprocess.PIPE) as started_:
+        os.close(writing)
+        _, err = started_.communicate()
+    assert (started_.returncode, err) == (0, b"")
+
+
+def test_an_interrupt_before_there_is_anything_to_stop_is_exit_code_130(
+    cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().read(size)
+
+    stdin = Stdin(b"")
+    stdin.buffer = Interrupted()
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert cli("exec") == (130, "", "rlm-sandbox: interrupted\n")
+
+
+_STUBBORN = """
+import signal, sys, time
+from orchestrator.cli.interrupt import Interrupt
+
+async def work(stop):
+    print("working", flush=True)
+    time.sleep(60)  # a loop that is stuck: only a handler that does not need it can help
+
+with Interrupt(print) as interrupt:
+    interrupt.run(work)
+"""
+
+
+def test_interrupted_twice_it_leaves_at_once_even_when_stuck() -> None:
+    command = [sys.executable, "-c", _STUBBORN]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as stuck:
+        assert stuck.stdout is not None
+        stuck.stdout.readline()
+        stuck.send_signal(signal.SIGINT)
+        # Not SIGINT again: two of a kind that are pending together are one.
+        stuck.send_signal(signal.SIGTERM)
+        stuck.wait(10)
+    assert stuck.returncode == 130

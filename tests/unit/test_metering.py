@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import functools
+
+import anyio
+import pytest
+
+from orchestrator.errors import ModelRequestError, ModelUnavailableError
+from orchestrator.events import Recorder, RetryScheduled
+from orchestrator.ledger import Amount, Reservation, Scope
+from orchestrator.metering import Exchange, Till
+from orchestrator.models import retry
+from orchestrator.models.base import Message, ModelReply, ModelRequest, Usage
+from orchestrator.models.prices import PriceTable
+from orchestrator.policy import Budget
+from tests.support.fakes import FakeModel, MemoryJournal
+
+pytestmark = pytest.mark.anyio
+
+REQUEST = ModelRequest((Message("user", "go"),), max_tokens=100, purpose="root")
+
+
+class Counter:
+    """A till, and what was recorded at it."""
+
+    def __init__(self) -> None:
+        self.journal = MemoryJournal()
+        self.scope = Scope.root(Budget(turns=3))
+        self.till = Till(
+            self.scope,
+            PriceTable.load(),
+            Recorder("r", None, (self.journal,)),
+            functools.partial(retry.complete, random=lambda: 0.0),
+        )
+
+    def exchange(self, model: FakeModel) -> tuple[Exchange, Reservation]:
+        held = self.scope.reserve(self.till.worst_case(model, REQUEST) + Amount(turns=1))
+        return Exchange(model, REQUEST, held, self.till), held
+
+
+async def test_a_root_turn_costs_its_bill_and_one_turn() -> None:
+    counter = Counter()
+    bill = Usage(input_tokens=1, output_tokens=2, cache_read_tokens=30, cache_write_tokens=4, estimated=True)
+    exchange, held = counter.exchange(FakeModel([ModelReply("code", bill)]))
+    answer = await exchange.run()
+    assert (answer.reply.text, answer.attempts, answer.cost_usd) == ("code", 1, None)
+    usage = counter.scope.usage()
+    assert (usage["tokens"], usage["cache_read_tokens"], usage["turns"]) == (37, 30, 1)
+    assert (usage["estimated_calls"], usage["unpriced_calls"]) == (1, 1)
+    assert held.held == Amount()
+
+
+async def test_a_priced_answer_costs_what_the_table_says() -> None:
+    counter = Counter()
+    exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(input_tokens=1000))], name="claude-sonnet-5-5"))
+    answer = await exchange.run()
+    assert answer.cost_usd == counter.scope.usage()["cost_usd"] > 0
+
+
+async def test_retries_are_paid_one_call_each_and_the_turn_once() -> None:
+    counter = Counter()
+    exchange, _ = counter.exchange(FakeModel([ModelUnavailableError("busy")] * 2))
+    assert (await exchange.run()).attempts == 3
+    usage = counter.scope.usage()
+    assert (usage["calls"], usage["turns"]) == (3, 1)
+    assert [event.purpose for event in counter.journal.of(RetryScheduled)] == ["root", "root"]
+
+
+async def test_a_request_the_provider_refuses_costs_its_call() -> None:
+    counter = Counter()
+    exchange, held = counter.exchange(FakeModel([ModelRequestError("too long")]))
+    with pytest.raises(ModelRequestError):
+        await exchange.run()
+    usage = counter.scope.usage()
+    assert (usage["calls"], usage["tokens"]) == (1, 0)
+    assert held.held == Amount()
+
+
+async def test_an_answer_that_never_came_costs_the_worst_case_and_says_so() -> None:
+    counter = Counter()
+    model = FakeModel(gate=anyio.Event())
+    exchange, held = counter.exchange(model)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(exchange.run)
+        await model.arrived.wait()
+        tasks.cancel_scope.cancel()
+    usage = counter.scope.usage()
+    assert usage["tokens"] == counter.till.worst_case(model, REQUEST).tokens
+    assert (usage["calls"], usage["turns"], usage["estimated_calls"]) == (1, 1, 1)
+    assert held.held == Amount()
+
+
+async def test_a_request_that_never_left_costs_nothing() -> None:
+    counter = Counter()
+    model = FakeModel()
+    exchange, held = counter.exchange(model)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await exchange.run()
+    assert counter.scope.usage()["calls"] == len(model.requests)
+    assert held.held == Amount()
+
+
+async def test_a_model_that_breaks_is_paid_for_and_the_mistake_comes_through() -> None:
+    counter = Counter()
+    exchange, held = counter.exchange(FakeModel([KeyError("a bug")]))
+    with pytest.raises(KeyError):
+        await exchange.run()
+    assert counter.scope.usage()["estimated_calls"] == 1
+    assert held.held == Amount()

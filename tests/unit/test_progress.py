@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from orchestrator import events
+from orchestrator.cli.progress import HEARTBEAT_S, Progress
+from orchestrator.cli.tally import Tally, clock_time, compact, fit
+from orchestrator.events import Envelope, Event
+from orchestrator.text import printable
+from tests.support.runs import a_run, answered, asked, cell_result, replied, started
+
+HOSTILE = "\x1b]0;title\x07\x9b31m\u202eevil\nsecond\rline\x1b[2J"
+ERASE = "\r\x1b[2K"
+
+
+class Screen(io.StringIO):
+    """A stream that says whether it is a terminal, and what one would show in the end."""
+
+    def __init__(self, *, tty: bool) -> None:
+        super().__init__()
+        self._tty = tty
+
+    def isatty(self) -> bool:
+        return self._tty
+
+    def shown(self) -> list[str]:
+        """Return the lines as a terminal has them: erased ones are gone, and colors are left out."""
+        lines = (line.rpartition(ERASE)[2] for line in self.getvalue().split("\n"))
+        return [re.sub(r"\x1b\[\d+m", "", line) for line in lines]
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def view(*, live: bool, width: int = 80, color: bool = False) -> tuple[Progress, Screen, Clock]:
+    screen, clock = Screen(tty=live), Clock()
+    return Progress(screen, live, color=color, clock=clock, width=lambda: width), screen, clock
+
+
+def feed(progress: Progress, *happened: Event, run: str = "r1", parent: str | None = None) -> None:
+    for number, event in enumerate(happened):
+        progress(Envelope(run, parent, number, 0.0, 0.0, event))
+
+
+def test_without_a_terminal_there_are_plain_lines_only() -> None:
+    progress, screen, _ = view(live=False)
+    feed(progress, *a_run())
+    progress.close()
+    assert screen.getvalue().splitlines() == [
+        "question: How many?",
+        "context: dict, 3 documents, 12,345 characters, 99 lines; models: root-model, sub-calls sub-model",
+        "sandbox ready in 0.40 s (runc)",
+        "turn 1  1.5 s",
+        "│ print(1)",
+        "sub: model_unavailable, trying again in 0.5 s",
+        "refused llm_query: calls (0 left)",
+        "child run: A smaller question",
+        "child run answered",
+        "  1",
+        "ok  0.5 s, 2 sub-calls, 1 failed",
+        "limit reached: calls (0 left)",
+        "answered · 1 turn · 2 sub-calls · $0.0110 · 0:09",
+    ]
+
+
+def test_on_a_terminal_the_status_line_stands_last_and_leaves_no_trace() -> None:
+    progress, screen, clock = view(live=True)
+    feed(progress, *a_run()[:6])
+    assert screen.shown()[-1] == "turn 1 · 1 in flight · $0.0100 · 0:00"
+    clock.now += 61
+    progress.refresh()
+    assert screen.shown()[-1] == "turn 1 · 1 in flight · $0.0100 · 1:01"
+    feed(progress, *a_run()[6:])
+    progress.close()
+    lines = screen.shown()
+    assert lines[-1] == ""
+    assert not [line for line in lines if "in flight" in line]
+
+
+def test_nothing_is_redrawn_when_nothing_changed() -> None:
+    progress, screen, _ = view(live=True)
+    feed(progress, started())
+    before = screen.getvalue()
+    progress.refresh()
+    assert screen.getvalue() == before
+
+
+def test_thousands_of_sub_calls_are_drawn_by_the_tick_and_not_one_by_one() -> None:
+    progress, screen, _ = view(live=True)
+    feed(progress, started())
+    before = screen.getvalue()
+    for call in range(5000):
+        feed(progress, asked(call), answered(call))
+    assert screen.getvalue() == before
+    progress.refresh()
+    assert "5,000 sub-calls" in screen.shown()[-1]
+
+
+@pytest.mark.parametrize("width", [1, 12, 20, 40, 80, 200])
+def test_the_status_line_never_reaches_the_last_column(width: int) -> None:
+    progress, screen, _ = view(live=True, width=width)
+    for call in range(3):
+        feed(progress, replied(), asked(call), answered(call), events.ChildStarted("c", 1, "q"))
+        progress.refresh()
+    for piece in screen.getvalue().split(ERASE)[1:]:
+        assert len(piece.split("\n", maxsplit=1)[0]) <= max(width - 1, 20)
+    assert len(screen.shown()[-1]) <= max(width - 1, 1)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_guest_text_is_cleaned_and_kept_on_its_line(live: bool) -> None:  # noqa: FBT001 - a test's parameter
+    progress, screen, _ = view(live=live)
+    error = {"name": HOSTILE, "value": HOSTILE, "traceback": ""}
+    feed(
+        progress,
+        started(HOSTILE),
+        replied(text=HOSTILE),
+        events.CellStarted(1, 1, HOSTILE),
+        events.Refused(1, "llm_query", HOSTILE, None),
+        events.ChildStarted("c", 1, HOSTILE),
+        events.ChildFinished("c", "failed", HOSTILE),
+        events.CellFinished(1, 1, cell_result(status="error", stdout=HOSTILE, error=error)),
+        events.CellFinished(1, 2, cell_result(status="died", detail=HOSTILE)),
+    )
+    left = screen.getvalue().replace(ERASE, "")
+    assert printable(left) == left
+
+
+def test_long_code_and_output_are_cut() -> None:
+    progress, screen, _ = view(live=True, width=60)
+    feed(progress, events.CellStarted(1, 1, "a = 1\n" * 500 + "b" * 500))
+    feed(progress, events.CellFinished(1, 1, cell_result(stdout="x" * 50_000_000)))
+    lines = screen.shown()
+    assert len(lines) < 15
+    assert max(map(len, lines)) <= 60
+
+
+def test_child_runs_are_set_in_by_their_depth() -> None:
+    progress, screen, _ = view(live=False)
+    feed(progress, started(), events.ChildStarted("c1", 1, "q"))
+    feed(progress, started("q", 1), replied(7), run="c1", parent="r1")
+    feed(progress, started("qq", 2), replied(9), run="c2", parent="c1")
+    lines = screen.getvalue().splitlines()
+    assert "    turn 7  1.5 s" in lines
+    assert "        turn 9  1.5 s" in lines
+    assert progress.tally.turn == 0
+
+
+def test_without_a_terminal_a_long_wait_gives_signs_of_life() -> None:
+    progress, screen, clock = view(live=False)
+    feed(progress, started(), asked())
+    before = screen.getvalue()
+    progress.refresh()
+    assert screen.getvalue() == before
+    clock.now += HEARTBEAT_S
+    progress.refresh()
+    assert screen.getvalue()[len(before) :] == "… starting · 1 in flight · $0.0000 · 0:15\n"
+    clock.now += HEARTBEAT_S
+    progress.refresh()
+    assert screen.getvalue().count("\n…") == 1
+
+
+def test_after_close_nothing_is_drawn() -> None:
+    progress, screen, _ = view(live=True)
+    feed(progress, started())
+    progress.close()
+    before = screen.getvalue()
+    feed(progress, *a_run())
+    progress.refresh()
+    progress.close()
+    assert screen.getvalue() == before
+
+
+def test_before_the_first_event_nothing_is_drawn() -> None:
+    progress, screen, _ = view(live=True)
+    progress.refresh()
+    progress.close()
+    assert screen.getvalue() == ""
+
+
+def test_a_message_does_not_mix_with_the_status_line() -> None:
+    progress, screen, _ = view(live=True)
+    feed(progress, started())
+    progress.message("stopping")
+    assert screen.shown()[-2:] == ["stopping", ""]
+
+
+@pytest.mark.parametrize(
+    ("tty", "term", "no_color", "live", "color"),
+    [
+        (True, "xterm-256color", "", True, True),
+        (True, "xterm", "1", True, False),
+        (True, "dumb", "", False, False),
+        (True, "", "", False, False),
+        (False, "xterm", "", False, False),
+    ],
+)
+def test_control_sequences_go_only_where_they_are_understood(  # noqa: PLR0917 - a table
+    monkeypatch: pytest.MonkeyPatch,
+    tty: bool,  # noqa: FBT001
+    term: str,
+    no_color: str,
+    live: bool,  # noqa: FBT001
+    color: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    progress = Progress.on(Screen(tty=tty))
+    assert (progress.live, progress.color) == (live, color)
+
+
+def test_color_is_always_ended() -> None:
+    progress, screen, _ = view(live=True, color=True)
+    feed(progress, *a_run())
+    for line in screen.getvalue().split("\n"):
+        assert len(re.findall(r"\x1b\[[1-9]\d*m", line)) == line.count("\x1b[0m")
+
+
+def test_spend_is_in_dollars_where_there_is_a_price_and_in_tokens_where_there_is_none() -> None:
+    tally = Tally()
+    assert tally.spend() == "$0.0000"
+    tally.add(answered(cost_usd=None))
+    assert tally.spend() == "1.2k tokens"
+    tally.add(answered(cost_usd=0.5))
+    assert tally.spend() == "$0.5000+"
+
+
+def test_sub_calls_are_counted_whatever_their_end() -> None:
+    tally = Tally()
+    for event in a_run():
+        tally.add(event)
+    assert (tally.in_flight, tally.done, tally.failed, tally.children) == (0, 2, 1, 0)
+    assert tally.tokens == 2 * 1250
+
+
+def test_a_status_line_loses_its_least_important_part_first() -> None:
+    parts = ["turn 1", "5 in flight", "$1.00", "0:05"]
+    assert fit(parts, 80) == "turn 1 · 5 in flight · $1.00 · 0:05"
+    assert fit(parts, 30) == "turn 1 · 5 in flight · 0:05"
+    assert fit(parts, 14) == "turn 1 · 0:05"
+    assert fit(parts, 6) == "0:05"
+    assert fit(parts, 2) == "0:"
+
+
+def test_durations_and_counts_are_short() -> None:
+    assert [clock_time(seconds) for seconds in (0, 59.9, 61, 3661)] == ["0:00", "0:59", "1:01", "1:01:01"]
+    assert [compact(number) for number in (0, 999, 12_345, 4_500_000)] == ["0", "999", "12.3k", "4.5M"]
+
+
+@pytest.mark.anyio
+async def test_the_tick_draws_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    import anyio
+
+    progress, screen, clock = view(live=True)
+    feed(progress, started())
+    drawn = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+
+        async def pause(_: float) -> None:
+            if clock.now > 100:
+                drawn.set()
+                tasks.cancel_scope.cancel()
+            clock.now += 5
+            await anyio.lowlevel.checkpoint()
+
+        monkeypatch.setattr(anyio, "sleep", pause)
+        tasks.start_soon(progress.tick)
+    assert drawn.is_set()
+    assert screen.shown()[-1].endswith("0:05")
