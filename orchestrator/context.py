@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -63,15 +64,15 @@ def check(context: object) -> Context:
     if isinstance(context, str):
         return context
     if isinstance(context, list):
-        wrong = next((item for item in context if not isinstance(item, str)), None)
-        if wrong is None:
+        wrong = [type(item).__name__ for item in context if not isinstance(item, str)]
+        if not wrong:
             return context
-        raise ContextError(f"a context list holds texts; this one holds a {type(wrong).__name__}")
+        raise ContextError(f"a context list holds texts; this one holds a {wrong[0]}")
     if isinstance(context, dict):
-        wrong = next((item for item in chain(context, context.values()) if not isinstance(item, str)), None)
-        if wrong is None:
+        wrong = [type(item).__name__ for item in chain(context, context.values()) if not isinstance(item, str)]
+        if not wrong:
             return context
-        raise ContextError(f"a context dict maps names to texts; this one holds a {type(wrong).__name__}")
+        raise ContextError(f"a context dict maps names to texts; this one holds a {wrong[0]}")
     raise ContextError(f"a context is a str, a list of str or a dict of str to str, not {type(context).__name__}")
 
 
@@ -122,6 +123,14 @@ def encode(text: str) -> Iterator[bytes]:
     """Yield ``text`` as UTF-8, a piece at a time; lone surrogates, which UTF-8 cannot carry, become ``?``."""
     for start in range(0, len(text), PIECE):
         yield text[start : start + PIECE].encode("utf-8", "replace")
+
+
+def layout_bytes(context: Context) -> int:
+    """Return about how many bytes :func:`layout` takes: every document costs a few, and its name those of the name."""
+    if isinstance(context, str):
+        return 0
+    names = len(json.dumps(list(context))) if isinstance(context, dict) else 0
+    return names + 12 * len(context)
 
 
 def layout(context: Context, sizes: list[int]) -> dict[str, Any]:

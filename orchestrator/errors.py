@@ -148,12 +148,22 @@ class JournalError(RlmSandboxError):
 
 
 @contextmanager
-def ungrouped() -> Iterator[None]:
-    """Let the first exception of a group leave alone: a task group inside must not change what a caller catches."""
+def ungrouped() -> Iterator[list[BaseException]]:
+    """Let the first exception of a group leave alone: a task group inside must not change what a caller catches.
+
+    Yields:
+        A list; a group put into it leaves whole, because it is a caller's own and not that of a task group inside.
+    """
+    whole: list[BaseException] = []
     try:
-        yield
+        yield whole
     except BaseExceptionGroup as group:
         leaf: BaseException = group
-        while isinstance(leaf, BaseExceptionGroup):
+        while isinstance(leaf, BaseExceptionGroup) and not any(leaf is kept for kept in whole):
             leaf = leaf.exceptions[0]
-        raise leaf from leaf.__cause__
+        context, suppressed = leaf.__context__, leaf.__suppress_context__
+        try:
+            raise leaf
+        finally:
+            # Raising it here has put the group into its history, in place of what its author wrote.
+            leaf.__context__, leaf.__suppress_context__ = context, suppressed

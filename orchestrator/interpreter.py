@@ -105,25 +105,28 @@ class Sandbox:
         if context is not None:
             _check_size(contexts.check(context), policy)
         # Outermost: whoever uses a box gets one plain exception, theirs or ours, and never a group of one.
-        with ungrouped():
+        with ungrouped() as whole:
             async with anyio.create_task_group() as tasks, _engine(engine) as connected:
                 tasks.start_soon(to_thread.run_sync, preload)  # while the engine works
                 async with (
-                    _box(connected, policy) as (container, image_id),
+                    _box(connected, policy) as (container, wanted),
                     _served(container, policy, rpc or refuse_everything) as (client, mux),
                 ):
                     record, report = await _start(
                         engine=connected,
                         container=container,
-                        image_id=image_id,
-                        policy=policy,
+                        wanted=wanted,
                         context=context,
                         client=client,
                         mux=mux,
                     )
                     runtime = str(record["HostConfig"].get("Runtime", ""))
-                    info = BoxInfo(container.id, image_id, runtime, report.controls, time.monotonic() - began)
-                    yield cls(client, mux, policy, info)
+                    info = BoxInfo(container.id, wanted.image, runtime, report.controls, time.monotonic() - began)
+                    try:
+                        yield cls(client, mux, policy, info)
+                    except BaseException as error:
+                        whole.append(error)
+                        raise
 
     async def execute(self, code: str, timeout: float | None = None) -> ExecutionResult:
         """Run one cell to its end; cells wait for one another.
@@ -171,9 +174,10 @@ def _check_size(context: Context, policy: Policy) -> None:
     # UTF-8 has at least one byte a character and at most four: most contexts need no exact count.
     limit = policy.limits.context_mb * MIB
     characters = sum(map(len, contexts.texts(context)))
-    size = characters
-    if characters * 4 > limit:
-        size = sum(len(piece) for text in contexts.texts(context) for piece in contexts.encode(text))
+    layout = contexts.layout_bytes(context)
+    size = characters + layout
+    if characters * 4 + layout > limit:
+        size = layout + sum(len(piece) for text in contexts.texts(context) for piece in contexts.encode(text))
     if size > limit:
         raise ContextError(
             f"the context has {size / MIB:.1f} MiB and the policy allows limits.context_mb = {policy.limits.context_mb}"
@@ -193,12 +197,12 @@ async def _engine(engine: Engine | None) -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
-async def _box(engine: Engine, policy: Policy) -> AsyncIterator[tuple[Container, str]]:
+async def _box(engine: Engine, policy: Policy) -> AsyncIterator[tuple[Container, hardening.Wanted]]:
     found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
     seccomp = json.dumps(json.loads(bundle.path("policies/seccomp.json").read_text("utf-8")), separators=(",", ":"))
     config = hardening.container_config(policy, found.id, seccomp, containers.labels(policy.budget.wall_s))
     async with containers.started(engine, config) as container:
-        yield container, found.id
+        yield container, hardening.Wanted(policy, found.id, seccomp)
 
 
 @asynccontextmanager
@@ -225,32 +229,31 @@ async def _start(
     *,
     engine: Engine,
     container: Container,
-    image_id: str,
-    policy: Policy,
+    wanted: hardening.Wanted,
     context: Context | None,
     client: KernelClient,
     mux: Mux,
 ) -> tuple[dict[str, Any], hardening.Report]:
     """Verify the box while its kernel starts and its context arrives; no model code runs before all three are done."""
+    limit = wanted.policy.limits.start_timeout_s
     try:
-        with ungrouped(), anyio.fail_after(policy.limits.start_timeout_s):
+        with ungrouped(), anyio.fail_after(limit):
             async with anyio.create_task_group() as starting:
                 starting.start_soon(_send_context, mux, context)
                 record = await to_thread.run_sync(engine.inspect, container.id)
-                report = _verify(record, await client.hello(), policy, image_id)
+                report = _verify(record, await client.hello(), wanted)
             await client.handshake()
     except TimeoutError:
-        limit = policy.limits.start_timeout_s
         raise SandboxStartError(f"the box was not ready after {limit:g} s{_said(container)}") from None
     except (SandboxStartError, SandboxGoneError) as error:
         raise SandboxStartError(f"{error}{_said(container)}") from error
     return record, report
 
 
-def _verify(record: dict[str, Any], facts: dict[str, Any], policy: Policy, image_id: str) -> hardening.Report:
+def _verify(record: dict[str, Any], facts: dict[str, Any], wanted: hardening.Wanted) -> hardening.Report:
     if facts.get("protocol") != wire.PROTOCOL_VERSION:
         raise ImageError("the image speaks another protocol version: run `rlm-sandbox image build`")
-    report = hardening.verify(record, facts, policy, image_id)
+    report = hardening.verify(record, facts, wanted)
     if report.deviations:
         raise HardeningError(report.deviations)
     return report
@@ -269,7 +272,10 @@ async def _send_context(mux: Mux, context: Context | None) -> None:
                 await mux.send(Kind.CONTEXT, piece)
                 size += len(piece)
             sizes.append(size)
-        await mux.send(Kind.CONTEXT_END, json.dumps(contexts.layout(context, sizes)).encode())
+        layout = json.dumps(contexts.layout(context, sizes)).encode()
+        for start in range(0, len(layout), wire.CHUNK):
+            await mux.send(Kind.CONTEXT, layout[start : start + wire.CHUNK])
+        await mux.send(Kind.CONTEXT_END, str(len(layout)).encode())
     except anyio.BrokenResourceError as error:
         raise SandboxGoneError("the box ended while the context was being sent") from error
 

@@ -15,12 +15,11 @@ from sandbox_image import wire
 DELIMITER = b"<IDS|MSG>"
 # Rich results and errors a cell; model code seldom displays more than a handful.
 MAX_MESSAGES = 500
-# Pieces of one stream that leave as they come. A host parses each, so the text of a cell that flushes every character is
-# held here beyond that, like the end of a long one.
+# Pieces of one stream that leave as they come. The host parses each, so what a cell that flushes every character prints
+# beyond that is held here, like the end of a long output.
 MAX_PIECES = 1000
 # A cell that printed this many times its allowance is a flood: it is stopped rather than drained.
 FLOOD_FACTOR = 512
-REPLIES = frozenset(("execute_reply", "kernel_info_reply"))
 _SMALL = 512
 
 
@@ -72,7 +71,7 @@ class CellGate:
     def __init__(self, limit: int) -> None:
         """Start with no cell open: everything is dropped."""
         self._limit = limit
-        self._id = ""
+        self._id = self._reply = ""
         self._reset()
 
     def _reset(self) -> None:
@@ -83,9 +82,10 @@ class CellGate:
         self._shortened = False
         self.idle = False
 
-    def open(self, message_id: str) -> None:
-        """Begin the cell, or other exchange, whose request has this id."""
+    def open(self, message_id: str, request: str) -> None:
+        """Begin the cell, or other exchange, whose request has this id and type."""
         self._id = message_id
+        self._reply = request.replace("_request", "_reply")
         self._reset()
 
     def close(self) -> dict[str, Any] | None:
@@ -107,7 +107,7 @@ class CellGate:
         """Return the reply to the open request, reduced to what the host reads, or None if it is something else."""
         try:
             header, parent, content = _open(parts)
-            if header["msg_type"] not in REPLIES or parent["msg_id"] != self._id or not self._id:
+            if header["msg_type"] != self._reply or parent["msg_id"] != self._id or not self._id:
                 return None
             if content["status"] not in ("ok", "error", "aborted"):
                 return None

@@ -52,8 +52,8 @@ class Connection:
     """Calls to the host, many at once, from any thread.
 
     Two threads do the I/O: neither is the main thread, so an interrupt never cuts a message in half. The writer takes a
-    slot for every call it sends and the reader gives it back with the answer, so there are never more under way than the
-    host accepts; the host answers every call, if only to say that its cell is over.
+    slot for every call it sends and the reader gives it back with the answer, so no more are under way than the host
+    accepts; the host answers every call, if only to say that its cell is over.
     """
 
     def __init__(self, sock: socket.socket, max_frame: int, max_message: int, window: int) -> None:

@@ -10,7 +10,13 @@ import json
 import mmap
 import os
 import socket
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
+from threading import Thread
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
@@ -38,14 +44,17 @@ class BoxStream(OutStream):
     """stdout and stderr, in pieces that fit the gate: one print of 100 MB must not become one message."""
 
     PIECE = 1 << 18
+    _line = ""
 
     def write(self, string: str) -> int:
         """Write ``string``; lone surrogates, which no JSON can carry, become question marks."""
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string).__name__}")
         if os.getpid() != self._master_pid:
-            # A fork has no thread that publishes; what it writes to the descriptor is read by the one of its parent.
-            return _write_all(self._original_stdstream_fd, string)
+            self._line += string
+            if "\n" in string:
+                self.flush()
+            return len(string)
         if not string.isascii():
             string = string.encode("utf-8", "replace").decode()
         if len(string) <= self.PIECE:
@@ -57,9 +66,15 @@ class BoxStream(OutStream):
         return len(string)
 
     def flush(self) -> None:
-        """Publish what is buffered; a fork buffers nothing."""
+        """Publish what is buffered."""
         if os.getpid() == self._master_pid:
             super().flush()
+            return
+        # A fork has no thread that publishes; what it writes to the descriptor is read by the one of its parent.
+        data, self._line = self._line.encode("utf-8", "replace"), ""
+        with suppress(OSError):  # the cell may have closed it
+            while data:
+                data = data[os.write(self._original_stdstream_fd, data) :]
 
     def close(self) -> None:
         """Stay open: a cell that closes its output must not silence all later ones."""
@@ -97,6 +112,11 @@ class BoxShell(ZMQInteractiveShell):
         if len(str(evalue)) > self.output_limit:
             evalue = cut(str(evalue), self.output_limit)
         super()._showtraceback(etype, evalue, stb)
+
+    def system(self, cmd: str) -> None:
+        """Run a line behind ``!`` without the terminal that IPython would make for it; the box has none."""
+        command = ["/bin/sh", "-c", self.var_expand(cmd, depth=1)]
+        self.user_ns["_exit_code"] = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
 
     def init_display_formatter(self) -> None:
         """Produce ``text/plain`` alone; of a long text, only what is kept is ever escaped."""
@@ -237,6 +257,7 @@ def main() -> None:
     app.session = Session(config=app.config, parent=app)
     app.initialize([])
     app.kernel.streams = (sys.stdout, sys.stderr)
+    _inherit_context()
     sock.sendall(wire.encode(Kind.READY))
     namespace = app.kernel.shell.user_ns
     layout_size = _receive_layout_size(sock, settings["frame"])
@@ -264,11 +285,23 @@ def _plain(data: dict[str, Any]) -> dict[str, Any]:
     return {"text/plain": cut(text, BoxShell.output_limit)} if isinstance(text, str) else {}
 
 
-def _write_all(descriptor: int, text: str) -> int:
-    data = memoryview(text.encode("utf-8", "replace"))
-    while data:
-        data = data[os.write(descriptor, data) :]
-    return len(text)
+def _inherit_context() -> None:
+    """Run threads, and what executors run, in the context they were asked for in, as Python 3.14 does with threads.
+
+    ipykernel keeps in it which cell an output belongs to; without it, what a thread prints goes to the cell of the day.
+    """
+    start, submit = Thread.start, ThreadPoolExecutor.submit
+
+    def start_in_context(thread: Thread) -> None:
+        run = thread.run
+        thread.run = partial(copy_context().run, run)  # type: ignore[method-assign]
+        start(thread)
+
+    def submit_in_context(executor: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return submit(executor, copy_context().run, function, *args, **kwargs)
+
+    Thread.start = start_in_context  # type: ignore[assignment, method-assign]
+    ThreadPoolExecutor.submit = submit_in_context  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

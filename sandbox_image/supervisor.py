@@ -12,7 +12,6 @@ import fcntl
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -25,7 +24,8 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 
 from sandbox_image import attest, wire
-from sandbox_image.gate import CellGate
+from sandbox_image.gate import CellGate, pack
+from sandbox_image.processes import empty, kill_everyone
 from sandbox_image.wire import Channel, Kind
 
 RUN_DIR = os.environ.get("RLM_SANDBOX_RUN_DIR", "/run/box")
@@ -38,8 +38,12 @@ SETTLE_S = 0.25
 # The most messages handled for one socket before the others get their turn: a flood must not delay an interrupt.
 BURST = 64
 MAX_FAILED_STARTS = 3
+# Bytes of answers a kernel may leave unread before its further calls wait: without end they would fill this process.
+MAX_UNREAD = 4 << 20
 MAX_MESSAGE = 8 << 20
 MAX_WAITING = 100
+# What a kernel wrote before it died has long been in this process's reach: nothing in this time means nothing more.
+LAST_WORDS_MS = 5
 PR_SET_DUMPABLE = 4
 
 
@@ -73,12 +77,16 @@ class Supervisor:
         )
         self._gate = CellGate(settings["output"])
         self._context_layout: bytes | None = None
+        self._context_changed = 0
         self._generation = 0
         self._failed_starts = 0
         self._kernel = 0
         self._ooms = 0
         self._restarting = False
         self._outbox: deque[memoryview] = deque()
+        self._unread = 0
+        self._answered = 0
+        self._mid_answer = False
         self._exits_read, self._exits_write = os.pipe()
         self._children = threading.Event()
         self._held_reply: tuple[bytes, float] | None = None
@@ -138,11 +146,12 @@ class Supervisor:
                 _write_all(self._context_write, frame.payload)
             elif frame.kind is Kind.CONTEXT_END:
                 self._context_layout = frame.payload
+                self._context_changed = os.fstat(self._context_read).st_ctime_ns
                 self._configure()
             elif frame.kind is Kind.KERNEL:
                 self._to_kernel(frame.payload)
             elif frame.kind is Kind.RPC:
-                self._rpc_send(wire.encode(Kind.RPC, frame.payload))
+                self._answer(frame.payload)
             elif frame.kind is Kind.INTERRUPT:
                 self._signal(signal.SIGINT)
             elif frame.kind is Kind.RESTART:
@@ -154,7 +163,8 @@ class Supervisor:
         sock = self._sockets.get(channel)
         if sock is None:
             return  # the kernel died while this was under way; the host learns of it by DIED
-        self._gate.open(json.loads(parts[2])["msg_id"])
+        header = json.loads(parts[2])
+        self._gate.open(header["msg_id"], header["msg_type"])
         self._held_reply = None
         self._ooms = attest.oom_kills()
         sock.send_multipart(parts)
@@ -191,7 +201,7 @@ class Supervisor:
         reply, self._held_reply = self._held_reply[0], None
         cut = self._gate.close()
         if cut is not None:
-            self._send(Kind.CUT, json.dumps(cut).encode())
+            self._send(Kind.CUT, pack(cut))
         self._send(Kind.KERNEL, reply)
 
     # The kernel -----------------------------------------------------------------------------------------------------
@@ -295,7 +305,7 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 os.killpg(self._kernel, number)
             if number is signal.SIGKILL:
-                _kill_everyone()
+                kill_everyone()
 
     def _reap(self) -> None:
         """Wait for every child, its own and adopted; a thread, so that no signal needs a handler."""
@@ -315,14 +325,15 @@ class Supervisor:
             if pid == b"0" and self._kernel == 0:
                 self._renew()  # no process is left but this one
             elif pid.isdigit() and self._kernel == 0:
-                _kill_everyone()  # a fork may have slipped past the last sweep
+                kill_everyone()  # a fork may have slipped past the last sweep
             elif pid and int(pid) == self._kernel:
                 self._kernel = 0
                 self._bury(int(status))
 
     def _bury(self, status: int) -> None:
         """Tell the host, and clear away what the kernel left; the next one starts when all of it is gone."""
-        _kill_everyone()
+        kill_everyone()
+        self._last_words()
         for sock in self._sockets.values():
             self._poller.unregister(sock)
             sock.close()
@@ -331,8 +342,8 @@ class Supervisor:
             self._poller.unregister(self._rpc.fileno())
         self._rpc.close()
         self._outbox.clear()
+        self._unread = self._answered = 0
         self._held_reply = None
-        self._gate.close()
         code = os.waitstatus_to_exitcode(status)
         killed = code == -signal.SIGKILL and not self._restarting
         facts = {
@@ -345,13 +356,29 @@ class Supervisor:
         self._ready = False
         self._send(Kind.DIED, json.dumps(facts).encode())
 
+    def _last_words(self) -> None:
+        """Send what the kernel said before it died, and what was cut from it."""
+        for channel, sock in self._sockets.items():
+            if channel is Channel.IOPUB:
+                for _ in range(MAX_WAITING):
+                    if not sock.poll(LAST_WORDS_MS):
+                        break
+                    self._drain(channel, sock)
+        cut = self._gate.close()
+        if cut is not None:
+            self._send(Kind.CUT, pack(cut))
+
     def _renew(self) -> None:
         self._failed_starts += 1
         if self._failed_starts > MAX_FAILED_STARTS:
             self._send(Kind.FAULT, b'{"fault":"no_start"}')
             os._exit(1)
+        if self._context_layout is not None and os.fstat(self._context_read).st_ctime_ns != self._context_changed:
+            # Its owner can make it writable. No cell may pass off another context as the one the host sent.
+            self._send(Kind.FAULT, b'{"fault":"context_changed"}')
+            os._exit(1)
         for folder in (SCRATCH, "/dev/shm", RUN_DIR):  # noqa: S108
-            _empty(folder)
+            empty(folder)
         self._spawn()
         self._poll_rpc()
 
@@ -360,16 +387,25 @@ class Supervisor:
     def _send(self, kind: Kind, payload: bytes) -> None:
         _write_all(1, wire.encode(kind, payload))
 
+    def _answer(self, fragment: bytes) -> None:
+        """Pass a fragment on, unless its message was begun for a kernel that is gone or not ready to make calls."""
+        if not self._mid_answer:
+            self._answered = self._generation if self._ready else 0
+        self._mid_answer = fragment[:1] == b"\x00"
+        if self._answered == self._generation:
+            self._rpc_send(wire.encode(Kind.RPC, fragment))
+
     def _rpc_send(self, data: bytes) -> None:
-        # Never blocks: a guest that does not read its answers must not keep an interrupt from being carried. What can
-        # pile up is bounded by the host, which answers no more calls than the window it granted.
+        # Never blocks: a guest that does not read its answers must not keep an interrupt from being carried.
         self._outbox.append(memoryview(data))
+        self._unread += len(data)
         self._flush_outbox()
 
     def _flush_outbox(self) -> None:
         try:
             while self._outbox:
                 sent = self._rpc.send(self._outbox[0], socket.MSG_DONTWAIT)
+                self._unread -= sent
                 self._outbox[0] = self._outbox[0][sent:]
                 if not self._outbox[0]:
                     self._outbox.popleft()
@@ -377,10 +413,14 @@ class Supervisor:
             pass
         except OSError:
             self._outbox.clear()  # the kernel closed its end; its death is reported on its own
+            self._unread = 0
         self._poll_rpc()
 
     def _poll_rpc(self) -> None:
-        self._poller.register(self._rpc.fileno(), self._zmq.POLLIN | (self._zmq.POLLOUT if self._outbox else 0))
+        events = self._zmq.POLLOUT if self._outbox else 0
+        if self._unread <= MAX_UNREAD:
+            events |= self._zmq.POLLIN
+        self._poller.register(self._rpc.fileno(), events)
 
 
 def _widen(pipe: int) -> None:
@@ -393,24 +433,6 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _kill_everyone() -> None:
-    with suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)
-
-
-def _empty(folder: str) -> None:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                os.unlink(entry.path)  # noqa: PTH108
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 INTERRUPT_GRACE_S = 0.5
 KILL_GRACE_S = 1.0
-# A kernel that dies while starting is restarted by the supervisor, which gives up after three tries.
 MAX_LATE_MESSAGES = 100_000
+# What the supervisor gives up for, and what that means.
+_FATAL = {"no_start": "its kernel does not start", "context_changed": "the context was changed in the box"}
 
 Send = Callable[[Kind, bytes], Awaitable[None]]
 
@@ -42,7 +43,7 @@ def preload() -> None:
 def _session() -> Session:
     from jupyter_client.session import Session
 
-    # Without a key Session warns of what is meant here (ARCHITECTURE.md, "not signed"); without ``auth`` it signs nothing.
+    # Without a key Session warns of what is meant here (see ARCHITECTURE.md). Without ``auth`` it signs nothing.
     session = Session(key=b"-", username="host")
     session.auth = None
     session.unpack = wire.loads
@@ -120,7 +121,9 @@ class KernelClient:
             if self._fold is None:
                 self._lost_between = _describe_death(facts)
         elif frame.kind is Kind.FAULT:
-            self._flooded = self._flooded or facts.get("fault") == "flood"
+            fault = facts.get("fault")
+            self._flooded = self._flooded or fault == "flood"
+            self._violation = self._violation or _FATAL.get(str(fault), "")
 
     def _take_message(self, channel: Channel, parts: list[bytes]) -> None:
         message = self._parse(parts)
@@ -137,7 +140,7 @@ class KernelClient:
             if kind == "execute_reply" and self._fold is not None and not self._replied:
                 self._fold.message(kind, content)
                 self._replied = True
-            elif kind == "kernel_info_reply":
+            elif kind == "kernel_info_reply" and self._fold is None:
                 self._replied = True
         elif self._fold is not None and not self._replied and isinstance(kind, str):
             self._fold.message(kind, content)
@@ -173,12 +176,13 @@ class KernelClient:
             SandboxStartError: it died or the stream ended.
         """
         await self._until_ready()
+        self._death = None  # of a try before the one that came up
         await self._request("kernel_info_request", {})
         while not self._replied:
             if self.gone or self._death is not None:
                 raise SandboxStartError(f"the kernel ended before it answered{self._because()}")
             await self._changed.wait()
-        self._message_id = ""
+        self._message_id = self._lost_between = ""
 
     async def _until_ready(self) -> None:
         while not self._ready.is_set():
@@ -242,11 +246,10 @@ class KernelClient:
             "allow_stdin": False,
             "stop_on_error": False,
         }
-        try:
-            await self._request("execute_request", content)
-        except anyio.BrokenResourceError:
-            self._closed = True
-        await self._ended(timeout_s, stop_at_flood=True)
+        with anyio.move_on_after(timeout_s):
+            await self._sent(self._request("execute_request", content))
+            while not self._over and not self._flooded:
+                await self._changed.wait()
         why: Status = "output_limit" if self._flooded and not self._replied else "timeout"
         if not self._over:
             return await self._ladder(why, timeout_s)
@@ -256,10 +259,11 @@ class KernelClient:
     def _over(self) -> bool:
         return self._replied or self.gone or self._death is not None
 
-    async def _ended(self, timeout_s: float, *, stop_at_flood: bool = False) -> None:
-        with anyio.move_on_after(timeout_s):
-            while not self._over and not (stop_at_flood and self._flooded):
-                await self._changed.wait()
+    async def _sent(self, sending: Awaitable[None]) -> None:
+        try:
+            await sending
+        except anyio.BrokenResourceError:
+            self._closed = True
 
     def _outcome(self) -> tuple[Status, bool, str]:
         if self._fold is None:
@@ -279,12 +283,11 @@ class KernelClient:
             ("interrupted twice", Kind.INTERRUPT, INTERRUPT_GRACE_S),
             ("its process was killed", Kind.RESTART, KILL_GRACE_S),
         ):
+            # Sending is a part of the time, too: a box that does not read must not win any.
             with anyio.move_on_after(grace_s):
-                try:
-                    await self._send(kind, b"")
-                except anyio.BrokenResourceError:
-                    self._closed = True
-            await self._ended(grace_s)
+                await self._sent(self._send(kind, b""))
+                while not self._over:
+                    await self._changed.wait()
             if self._over:
                 lost = not self._replied
                 status = self._outcome()[0]

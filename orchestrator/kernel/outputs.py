@@ -39,7 +39,7 @@ class CellFold:
             WireError: its content has not the shape its type demands.
         """
         if kind == "stream":
-            name = content.get("name")
+            name = _text(content.get("name"))
             if name not in self._streams:
                 raise wire.WireError("output on an unknown stream")
             self._write(name, _text(content.get("text")))

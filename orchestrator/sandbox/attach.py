@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import anyio
+import anyio.lowlevel
 
 _HEADER = struct.Struct(">BxxxI")
 _STDOUT, _STDERR = 1, 2
@@ -35,6 +37,7 @@ class AttachStream:
         self._kind = _STDOUT
         self._stderr = bytearray()
         self._closed = False
+        self._users = 0
 
     @property
     def stderr(self) -> str:
@@ -44,16 +47,20 @@ class AttachStream:
     async def receive(self) -> bytes:
         """Return the next bytes of stdout."""
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                size = await loop.sock_recv_into(self._raw, self._buffer)
-            except OSError:
-                size = 0
-            if size == 0:
-                return b""
-            data = self._demultiplex(size)
-            if data:
-                return data
+        with self._in_use():
+            while not self._closed:
+                # What is there already is read without waiting: a flood would keep every deadline from being noticed.
+                await anyio.lowlevel.checkpoint()
+                try:
+                    size = await loop.sock_recv_into(self._raw, self._buffer)
+                except OSError:
+                    size = 0
+                if size == 0:
+                    break
+                data = self._demultiplex(size)
+                if data:
+                    return data
+        return b""
 
     def _demultiplex(self, size: int) -> bytes:
         found: list[bytes] = []
@@ -79,15 +86,28 @@ class AttachStream:
 
     async def send(self, data: bytes) -> None:
         """Write all of ``data`` to stdin."""
-        try:
-            await asyncio.get_running_loop().sock_sendall(self._raw, data)
-        except OSError as error:
-            raise anyio.BrokenResourceError from error
+        with self._in_use():
+            if self._closed:
+                raise anyio.BrokenResourceError
+            try:
+                await asyncio.get_running_loop().sock_sendall(self._raw, data)
+            except OSError as error:
+                raise anyio.BrokenResourceError from error
 
     async def aclose(self) -> None:
         """Close the connection: to the supervisor this is the end of its input, and so of the box."""
         if not self._closed:
-            self._closed = True
-            with suppress(OSError):  # the engine may have closed it first
-                self._raw.shutdown(socket.SHUT_RDWR)  # wakes a receiver, which closing alone would not
-            self._raw.close()
+            with self._in_use(), suppress(OSError):  # the engine may have closed it first
+                self._closed = True
+                self._raw.shutdown(socket.SHUT_RDWR)  # wakes who waits to receive or send, which closing would not
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keep the descriptor until the last to use it is done: the event loop never hears of one that was closed."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._closed and not self._users:
+                self._raw.close()

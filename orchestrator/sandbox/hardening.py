@@ -26,19 +26,37 @@ ENTRYPOINT = ["/opt/box/python", "-I", "-B", "-u", "/opt/box/sandbox_image/super
 SHM_MB = 16
 # Sockets, profile and the growth of tmpfs metadata beside the context.
 RUN_DIR_SLACK_MB = 8
+RUN_DIR_INODES = 256
 # Below the kernel of the box, which sets itself to 1000, and above everything else on the host.
 OOM_SCORE_ADJ = 900
 CPU_PERIOD_US = 100_000
 MIB = 1 << 20
 
 Record = dict[str, Any]
-Check = Callable[[Record, Policy], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a container was asked for.
+
+    Attributes:
+        policy: what the box may use.
+        image: id of the image it must run.
+        seccomp: the profile's JSON text.
+    """
+
+    policy: Policy
+    image: str
+    seccomp: str
+
+
+Check = Callable[[Record, Wanted], bool]
 
 
 def frame_bytes(policy: Policy) -> int:
     """Return the largest frame of the wire: what the policy says, but room for a context piece or a cell's cut output.
 
-    Output cut at the source leaves in one frame: a third of two streams, where JSON may take six bytes a character.
+    Output cut at the source leaves in one frame: the end of two streams, where JSON may take six bytes a character.
     """
     return max(policy.limits.frame_kb, 1024 + 64, 13 * policy.limits.output_kb) * 1024
 
@@ -114,7 +132,7 @@ def container_config(policy: Policy, image: str, seccomp: str, labels: dict[str,
             ],
             "Tmpfs": {
                 SCRATCH: f"{scratch},size={limits.tmp_mb}m,nr_inodes={limits.tmp_inodes},mode=700",
-                RUN_DIR: f"{scratch},size={limits.context_mb + RUN_DIR_SLACK_MB}m,nr_inodes=256,mode=700",
+                RUN_DIR: f"{scratch},size={limits.context_mb + RUN_DIR_SLACK_MB}m,nr_inodes={RUN_DIR_INODES},mode=700",
             },
             "LogConfig": {"Type": "none", "Config": {}},
             "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
@@ -155,14 +173,14 @@ def _status(facts: Record, field: str) -> str:
     return str(facts["status"].get(field, ""))
 
 
-def _no_capabilities(facts: Record, _: Policy) -> bool:
+def _no_capabilities(facts: Record, _: Wanted) -> bool:
     return all(
         int(_status(facts, field) or "1", 16) == 0 for field in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
     )
 
 
-def _user_inside(facts: Record, policy: Policy) -> bool:
-    uid, gid = policy.sandbox.user.split(":")
+def _user_inside(facts: Record, wanted: Wanted) -> bool:
+    uid, gid = wanted.policy.sandbox.user.split(":")
     return set(_status(facts, "Uid").split()) == {uid} and set(_status(facts, "Gid").split()) == {gid}
 
 
@@ -173,16 +191,21 @@ def _mounted(facts: Record, where: str) -> tuple[str, set[str]] | None:
     return None
 
 
-def _readonly_root(facts: Record, _: Policy) -> bool:
+def _readonly_root(facts: Record, _: Wanted) -> bool:
     root = _mounted(facts, "/")
     return root is not None and "ro" in root[1]
 
 
-def _scratch(facts: Record, policy: Policy) -> bool:
-    sizes = {SCRATCH: policy.limits.tmp_mb, RUN_DIR: policy.limits.context_mb + RUN_DIR_SLACK_MB}
-    for where, megabytes in sizes.items():
+def _scratch(facts: Record, wanted: Wanted) -> bool:
+    limits = wanted.policy.limits
+    bounds = {
+        SCRATCH: (limits.tmp_mb, {f"nr_inodes={limits.tmp_inodes}"}),
+        RUN_DIR: (limits.context_mb + RUN_DIR_SLACK_MB, {f"nr_inodes={RUN_DIR_INODES}"}),
+        "/dev/shm": (SHM_MB, set[str]()),  # noqa: S108 - the box's
+    }
+    for where, (megabytes, inodes) in bounds.items():
         mount = _mounted(facts, where)
-        if mount is None or mount[0] != "tmpfs" or not {"noexec", "nosuid", "nodev"} <= mount[1]:
+        if mount is None or mount[0] != "tmpfs" or not {"noexec", "nosuid", "nodev"} | inodes <= mount[1]:
             return False
         if not {f"size={megabytes * 1024}k", f"size={megabytes}m"} & mount[1]:
             return False
@@ -196,7 +219,7 @@ _OWN_FILE_SYSTEMS = frozenset(
 _ENGINE_FILES = frozenset(("/etc/resolv.conf", "/etc/hostname", "/etc/hosts"))
 
 
-def _no_host_mounts(facts: Record, _: Policy) -> bool:
+def _no_host_mounts(facts: Record, _: Wanted) -> bool:
     return all(
         kind in _OWN_FILE_SYSTEMS or (where in _ENGINE_FILES and "ro" in options.split(","))
         for where, kind, options, _ in facts["mounts"]
@@ -208,21 +231,38 @@ def _cgroup_number(facts: Record, what: str, word: int = 0) -> int:
     return int(words[word]) if len(words) > word and words[word].isdigit() else -1
 
 
-def _memory_inside(facts: Record, policy: Policy) -> bool:
-    return _cgroup_number(facts, "memory") == policy.limits.memory_mb * MIB
+def _memory_inside(facts: Record, wanted: Wanted) -> bool:
+    return _cgroup_number(facts, "memory") == wanted.policy.limits.memory_mb * MIB
 
 
-def _no_swap_inside(facts: Record, policy: Policy) -> bool:
+def _no_swap_inside(facts: Record, wanted: Wanted) -> bool:
     # cgroup v2 counts swap alone, v1 memory and swap together.
-    return _cgroup_number(facts, "swap") in (0, policy.limits.memory_mb * MIB)
+    return _cgroup_number(facts, "swap") in (0, wanted.policy.limits.memory_mb * MIB)
 
 
-def _pids_inside(facts: Record, policy: Policy) -> bool:
-    return _cgroup_number(facts, "pids") == policy.limits.pids
+def _pids_inside(facts: Record, wanted: Wanted) -> bool:
+    return _cgroup_number(facts, "pids") == wanted.policy.limits.pids
+
+
+def _cpu_inside(facts: Record, wanted: Wanted) -> bool:
+    # cgroup v2 has quota and period in one file, v1 in two.
+    period = str(facts["cgroup"].get("cpu_period", "")).split()[-1:]
+    quota = _cgroup_number(facts, "cpu_quota")
+    return quota == math.ceil(wanted.policy.limits.cpus * CPU_PERIOD_US) and period == [str(CPU_PERIOD_US)]
+
+
+def _private_cgroup(facts: Record, _: Wanted) -> bool:
+    lines = str(facts["cgroup_path"]).splitlines()
+    return bool(lines) and all(line.endswith(":/") for line in lines)
+
+
+def _masked(record: Record, _: Wanted) -> bool:
+    host = _host(record)
+    return {"/proc/kcore", "/proc/keys"} <= set(host["MaskedPaths"]) and "/proc/sys" in host["ReadonlyPaths"]
 
 
 def _limit_inside(name: str, value: Callable[[Policy], int]) -> Check:
-    return lambda facts, policy: facts["limits"].get(name) == [str(value(policy))] * 2
+    return lambda facts, wanted: facts["limits"].get(name) == [str(value(wanted.policy))] * 2
 
 
 def _ulimit(record: Record, name: str) -> tuple[int, int] | None:
@@ -232,7 +272,7 @@ def _ulimit(record: Record, name: str) -> tuple[int, int] | None:
     return None
 
 
-def _descriptors(facts: Record, _: Policy) -> bool:
+def _descriptors(facts: Record, _: Wanted) -> bool:
     # Everything open at start is a pipe of the stream, or the supervisor's own pipe, socket and context file.
     allowed = ("pipe:", "socket:", "/run/box/", "/dev/null", "anon_inode:")
     return all(entry.partition(" ")[2].startswith(allowed) for entry in facts["descriptors"])
@@ -245,6 +285,7 @@ CONTROLS: tuple[Control, ...] = (
         lambda record, _: _host(record)["NetworkMode"] == "none",
         lambda facts, _: set(facts["interfaces"]) <= {"lo"},
     ),
+    Control("H2", "no socket but those of Unix", None, lambda facts, _: facts["inet_socket"] == "EPERM"),
     Control(
         "H3",
         "no capability in any set",
@@ -257,7 +298,9 @@ CONTROLS: tuple[Control, ...] = (
         lambda record, _: "no-new-privileges" in _host(record)["SecurityOpt"],
         lambda facts, _: _status(facts, "NoNewPrivs") == "1",
     ),
-    Control("H6", "not root", lambda record, policy: record["Config"]["User"] == policy.sandbox.user, _user_inside),
+    Control(
+        "H6", "not root", lambda record, wanted: record["Config"]["User"] == wanted.policy.sandbox.user, _user_inside
+    ),
     Control(
         "H8", "read-only root file system", lambda record, _: _host(record)["ReadonlyRootfs"] is True, _readonly_root
     ),
@@ -280,12 +323,12 @@ CONTROLS: tuple[Control, ...] = (
         "H12",
         "private cgroup namespace",
         lambda record, _: _host(record)["CgroupnsMode"] == "private",
-        lambda facts, _: all(line.endswith(":/") for line in facts["cgroup_path"].splitlines()),
+        _private_cgroup,
     ),
     Control(
         "H13a",
         "memory is limited",
-        lambda record, policy: _host(record)["Memory"] == policy.limits.memory_mb * MIB,
+        lambda record, wanted: _host(record)["Memory"] == wanted.policy.limits.memory_mb * MIB,
         _memory_inside,
     ),
     Control(
@@ -300,18 +343,19 @@ CONTROLS: tuple[Control, ...] = (
     Control(
         "H16",
         "processes and threads are limited",
-        lambda record, policy: _host(record)["PidsLimit"] == policy.limits.pids,
+        lambda record, wanted: _host(record)["PidsLimit"] == wanted.policy.limits.pids,
         _pids_inside,
     ),
     Control(
         "H17",
         "processor time is limited",
-        lambda record, policy: _host(record)["CpuQuota"] == math.ceil(policy.limits.cpus * CPU_PERIOD_US),
+        lambda record, wanted: _host(record)["CpuQuota"] == math.ceil(wanted.policy.limits.cpus * CPU_PERIOD_US),
+        _cpu_inside,
     ),
     Control(
         "H18a",
         "descriptors are limited",
-        lambda record, policy: _ulimit(record, "nofile") == (policy.limits.open_files,) * 2,
+        lambda record, wanted: _ulimit(record, "nofile") == (wanted.policy.limits.open_files,) * 2,
         _limit_inside("Max open files", lambda policy: policy.limits.open_files),
     ),
     Control(
@@ -323,11 +367,12 @@ CONTROLS: tuple[Control, ...] = (
     Control(
         "H19",
         "our own seccomp profile filters every system call",
-        lambda record, _: any(option.startswith("seccomp={") for option in _host(record)["SecurityOpt"]),
+        lambda record, wanted: f"seccomp={wanted.seccomp}" in _host(record)["SecurityOpt"],
         lambda facts, _: _status(facts, "Seccomp") == "2",
     ),
     Control("H23", "the box writes no log on the host", lambda record, _: _host(record)["LogConfig"]["Type"] == "none"),
     Control("H24", "never restarted", lambda record, _: _host(record)["RestartPolicy"]["Name"] in ("", "no")),
+    Control("H25", "what the engine masks and makes read-only in /proc is so", _masked),
     Control(
         "H26",
         "neutral host name and an empty environment",
@@ -348,6 +393,7 @@ CONTROLS: tuple[Control, ...] = (
             not in (_host(record).get("PidMode"), _host(record).get("UTSMode"), _host(record).get("UsernsMode"))
         ),
     ),
+    Control("H28", "the image is used by id", lambda record, wanted: record["Image"] == wanted.image),
     Control(
         "H29",
         "work folder and program are ours",
@@ -366,14 +412,13 @@ class Report:
     deviations: list[str]
 
 
-def verify(record: Record, facts: Record, policy: Policy, image: str) -> Report:
-    """Compare the engine's record and the facts from inside with the policy.
+def verify(record: Record, facts: Record, wanted: Wanted) -> Report:
+    """Compare the engine's record and the facts from inside with what was asked for.
 
     Args:
         record: the engine's ``GET /containers/{id}/json``.
         facts: :func:`sandbox_image.attest.gather`, as the supervisor sent it; of any shape, since it came over a wire.
-        policy: what was asked for.
-        image: id of the image the box must run (control H28).
+        wanted: what was asked for.
     """
     controls: dict[str, str] = {}
     deviations: list[str] = []
@@ -383,21 +428,17 @@ def verify(record: Record, facts: Record, policy: Policy, image: str) -> Report:
             for view, check, data in (("engine", control.engine, record), ("inside", control.inside, facts))
             if check is not None
         ]
-        wrong = [view for view, check, data in views if not _holds(check, data, policy)]
+        wrong = [view for view, check, data in views if not _holds(check, data, wanted)]
         seen = " and ".join(view for view, _, _ in views)
         controls[control.id] = f"{control.what}: " + (
             f"NOT IN FORCE ({', '.join(wrong)})" if wrong else f"held ({seen})"
         )
         deviations += [f"{control.id} {control.what} (seen from {view})" for view in wrong]
-    same_image = record.get("Image") == image
-    controls["H28"] = "the image is used by id: " + ("held (engine)" if same_image else "NOT IN FORCE (engine)")
-    if not same_image:
-        deviations.append("H28 the image is used by id (seen from engine)")
     return Report(controls, deviations)
 
 
-def _holds(check: Check, data: Record, policy: Policy) -> bool:
+def _holds(check: Check, data: Record, wanted: Wanted) -> bool:
     try:
-        return check(data, policy)
+        return check(data, wanted)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return False  # what cannot be read is not in force

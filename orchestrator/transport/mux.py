@@ -48,7 +48,7 @@ class Mux:
     """Frames over one byte stream.
 
     Args:
-        stream: to the box; the mux sends and receives on it, its owner closes it.
+        stream: to the box; the mux sends and receives on it, and closes it when it has read its last.
         listener: hears of frames.
         handler: answers calls.
         max_frame: bytes of the largest frame accepted.
@@ -88,12 +88,13 @@ class Mux:
             try:
                 while data := await self._stream.receive():
                     for frame in self._decoder.feed(data):
-                        if frame.kind is Kind.RPC:
-                            self._fragment(tasks, frame.payload)
-                        else:
-                            self._listener.frame(frame)
+                        self._take(tasks, frame)
             except wire.WireError as error:
                 violation = str(error)
+            finally:
+                # Before the tasks are waited for: one of them may be sending to a box that no longer reads.
+                with anyio.CancelScope(shield=True):
+                    await self._stream.aclose()
             self._listener.closed(violation)
             tasks.cancel_scope.cancel()
 
@@ -110,6 +111,14 @@ class Mux:
         """Cancel every call under way: its cell is over, so nobody waits for the answer."""
         for scope in self._calls:
             scope.cancel()
+
+    def _take(self, tasks: anyio.abc.TaskGroup, frame: Frame) -> None:
+        if frame.kind is Kind.RPC:
+            self._fragment(tasks, frame.payload)
+            return
+        if frame.kind is Kind.DIED:
+            self._assembler.reset()  # the next kernel's first call must not be joined to what this one left unsaid
+        self._listener.frame(frame)
 
     def _fragment(self, tasks: anyio.abc.TaskGroup, fragment: bytes) -> None:
         message = self._assembler.feed(fragment)
@@ -138,13 +147,15 @@ class Mux:
             self._refusals -= 1
 
     async def _answer(self, call: RpcCall, scope: anyio.CancelScope, size: int) -> None:
+        # Every call is answered, this one too when it is cancelled: a thread of the box may wait for it for ever.
+        message = encode_refusal(call.id, RpcRefusal("cell_over", "the cell that made this call is over"))
         try:
             with scope:
                 try:
                     message = encode_reply(call.id, await self._handler(call))
                 except RpcRefusal as refusal:
                     message = encode_refusal(call.id, refusal)
-                await self._send_message(message)
+            await self._send_message(message)
         except anyio.BrokenResourceError:
             pass  # the reader learns of it too
         finally:

@@ -22,7 +22,7 @@ class RpcCall:
     """One call from the box: checked in shape, trusted in nothing.
 
     Attributes:
-        id: 32 hexadecimal digits chosen by the guest; unique within its box or refused.
+        id: 32 hexadecimal digits chosen by the guest; unique within its cell or refused.
         method: lower-case word; the broker decides whether it means anything.
         params: JSON values of the head.
         body: text of the call: the prompt, the answer, the child's context.

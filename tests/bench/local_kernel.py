@@ -14,7 +14,8 @@ class LocalKernel:
 
     def __enter__(self) -> Self:
         """Start it and wait until it is ready."""
-        self._manager, client = start_new_kernel()
+        # Its warning that TCP is not encrypted is no news to a benchmark.
+        self._manager, client = start_new_kernel(extra_arguments=["--log-level=50"])
         assert isinstance(client, BlockingKernelClient)
         self._client = client
         return self

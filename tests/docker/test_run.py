@@ -90,7 +90,9 @@ def test_a_run_survives_every_passing_fault_of_the_provider_and_its_bill_is_the_
         number = int(re.findall(r"\d+", prompt)[0])
         return waiting.pop(number, None) or Reply(f"answer {number}")
 
-    script = Script(code("answers = llm_query_batched([f'question {i}' for i in range(8)])", "Final = answers"), sub=sub)
+    script = Script(
+        code("answers = llm_query_batched([f'question {i}' for i in range(8)])", "Final = answers"), sub=sub
+    )
     result, server = answer(script)
     assert (result.status, json.loads(result.answer or "")) == ("answered", [f"answer {i}" for i in range(8)])
     assert result.usage["calls"] == len(server.requests) == 1 + 8 + len(faults)

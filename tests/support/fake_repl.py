@@ -7,12 +7,11 @@ import io
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 from orchestrator.context import Context, describe
 from orchestrator.kernel.result import CellError, ExecutionResult, Status
 from orchestrator.models.base import Message, Model, ModelReply, ModelRequest
-from orchestrator.policy import Policy
 from orchestrator.rlm import prompt
 from orchestrator.rlm.parse import parse_reply
 
@@ -30,7 +29,7 @@ class FailedQuery(str):
     __slots__ = ("reason",)
     reason: str
 
-    def __new__(cls, reason: str) -> FailedQuery:
+    def __new__(cls, reason: str) -> Self:
         text = super().__new__(cls, f"[query failed: {reason}]")
         text.reason = reason
         return text

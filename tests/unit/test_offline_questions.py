@@ -30,27 +30,42 @@ MAX_DEPTH = 10  # of the tree
 
 QUESTIONS: list[tuple[str, dict[str, Any]]] = [
     ("How many documents mention asyncio?", {"kind": "count_documents", "terms": Terms(("asyncio",))}),
-    ("In how many files does the word 'deprecated' occur?", {"kind": "count_documents", "terms": Terms(("deprecated",))}),
+    (
+        "In how many files does the word 'deprecated' occur?",
+        {"kind": "count_documents", "terms": Terms(("deprecated",))},
+    ),
     ("How many of the files do not contain unittest?", {"kind": "count_documents", "negate": True}),
-    ("how many files contain the exact string `import re`?", {"kind": "count_documents", "terms": Terms(("import re",), whole_word=False, ignore_case=False)}),
-    ("How many times does the text 'ab' occur, ignoring case?", {"kind": "count", "terms": Terms(("ab",), whole_word=False)}),
-    ("Count the occurrences of \"foo bar\".", {"kind": "count", "noun": "occurrences"}),
-    ("How many lines contain \"TODO\"?", {"kind": "count", "noun": "lines"}),
+    (
+        "how many files contain the exact string `import re`?",
+        {"kind": "count_documents", "terms": Terms(("import re",), whole_word=False, ignore_case=False)},
+    ),
+    (
+        "How many times does the text 'ab' occur, ignoring case?",
+        {"kind": "count", "terms": Terms(("ab",), whole_word=False)},
+    ),
+    ('Count the occurrences of "foo bar".', {"kind": "count", "noun": "occurrences"}),
+    ('How many lines contain "TODO"?', {"kind": "count", "noun": "lines"}),
     ("How many functions are defined?", {"kind": "count", "noun": "functions"}),
     ("How many functions are defined in os.py?", {"kind": "count", "noun": "functions", "scope": "os.py"}),
     ("How many unicorns are mentioned?", {"kind": "count", "terms": Terms(("unicorn", "unicorns"))}),
     ("How many files are there?", {"kind": "count", "noun": "documents"}),
     ("What is the total number of words?", {"kind": "count", "noun": "words"}),
-    ("Which documents mention both Alice and Bob?", {"kind": "which_documents", "terms": Terms(("Alice", "Bob"), every=True)}),
+    (
+        "Which documents mention both Alice and Bob?",
+        {"kind": "which_documents", "terms": Terms(("Alice", "Bob"), every=True)},
+    ),
     ("Which files import asyncio?", {"kind": "which_documents", "noun": "imports", "relation": "is"}),
     ("Which five files have the most classes?", {"kind": "top_documents", "noun": "classes", "number": 5}),
     ("Which letter mentions Orion most often?", {"kind": "top_documents", "terms": Terms(("Orion",))}),
     ("Which document is the shortest?", {"kind": "top_documents", "noun": "characters", "least": True}),
     ("List all distinct email addresses.", {"kind": "list", "noun": "emails"}),
-    ("List all functions whose names start with \"test_\"", {"kind": "list", "noun": "functions", "relation": "starts"}),
+    ('List all functions whose names start with "test_"', {"kind": "list", "noun": "functions", "relation": "starts"}),
     ("Find all TODO comments", {"kind": "list", "noun": "comments"}),
     ("How many different dates are there?", {"kind": "count_distinct", "noun": "dates"}),
-    ("What are the ten most common words, excluding stop words?", {"kind": "common", "noun": "words", "number": 10, "plain_words": True}),
+    (
+        "What are the ten most common words, excluding stop words?",
+        {"kind": "common", "noun": "words", "number": 10, "plain_words": True},
+    ),
     ("Which module is imported most often?", {"kind": "common", "noun": "imports", "number": 1}),
     ("What is the longest word?", {"kind": "longest", "noun": "words"}),
     ("What is the earliest date mentioned?", {"kind": "earliest", "noun": "dates as YYYY-MM-DD"}),
@@ -59,7 +74,7 @@ QUESTIONS: list[tuple[str, dict[str, Any]]] = [
     ("What is the sum of all numbers?", {"kind": "sum", "noun": "numbers"}),
     ("What is the value of MAX_DEPTH?", {"kind": "value", "what": "MAX_DEPTH"}),
     ("What is the launch code for Orion?", {"kind": "value", "what": "launch code for Orion"}),
-    ("Where is the class \"OrderedDict\" defined?", {"kind": "definition", "noun": "classes", "what": "OrderedDict"}),
+    ('Where is the class "OrderedDict" defined?', {"kind": "definition", "noun": "classes", "what": "OrderedDict"}),
     ("Which file defines the function nsmallest?", {"kind": "definition", "noun": "functions", "what": "nsmallest"}),
     ("Does the text mention dragons?", {"kind": "yes_no", "terms": Terms(("dragons",))}),
     ("Summarise the text.", {"kind": "summary"}),
@@ -74,11 +89,24 @@ def test_a_plain_question_is_understood(text: str, expected: dict[str, Any]) -> 
     assert {name: getattr(question, name) for name in expected} == expected
 
 
-WORDS = ["heron", "the", "import re", "a.b", "it's", "x=1", "number of files", 'say "hi"', "list all lines", "JSON", "?", "exactly"]
+WORDS = [
+    "heron",
+    "the",
+    "import re",
+    "a.b",
+    "it's",
+    "x=1",
+    "number of files",
+    'say "hi"',
+    "list all lines",
+    "JSON",
+    "?",
+    "exactly",
+]
 
 
 @pytest.mark.parametrize(("word", "whole", "alike"), [*itertools.product(WORDS, (True, False), (True, False))])
-def test_its_own_question_about_a_term_is_understood_as_it_was_meant(word: str, whole: bool, alike: bool) -> None:
+def test_its_own_question_about_a_term_is_understood_as_it_was_meant(word: str, *, whole: bool, alike: bool) -> None:
     terms = Terms((word,), whole_word=whole, ignore_case=alike)
     (text,) = wording.questions(Question("", "count_documents", terms=terms))
     understood = understand(text)
@@ -90,7 +118,7 @@ def test_its_own_question_about_a_term_is_understood_as_it_was_meant(word: str, 
 def test_its_own_question_about_items_is_understood_as_it_was_meant(noun: str, relation: Any) -> None:
     terms = None if relation is None else Terms(("Foo bar",), whole_word=False, ignore_case=False)
     for kind in ("count", "list"):
-        asked = Question("", kind, noun=noun, terms=terms, relation=relation or "contains")  # type: ignore[arg-type]
+        asked = Question("", kind, noun=noun, terms=terms, relation=relation or "contains")
         (text,) = wording.questions(asked)
         understood = understand(text)
         assert (understood.kind, understood.noun, understood.terms, understood.relation) == (
@@ -112,7 +140,7 @@ def test_its_own_question_about_items_is_understood_as_it_was_meant(noun: str, r
         "How many herons are there?\n<text>\nBODY\n</text>",
         "<document>\nBODY\n</document>\n\nHow many herons are there?",
         "How many herons are there?\n\n=== document: a.txt ===\nBODY",
-        "# The question\n\nHow many herons are there?\n\n# The text\n\nBODY\n\n# The question again\n\nHow many herons are there?",
+        "# The question\n\nHow many herons are there?\n\n# The text\n\nBODY\n\n# The question again\n\nHerons?",
         "How many herons are there? Text:\nBODY",
     ],
 )
@@ -133,7 +161,9 @@ def test_a_separator_of_another_form_inside_a_document_does_not_cut_it() -> None
 
 
 def test_a_question_inside_the_text_is_only_text() -> None:
-    text = "How many times does the word 'heron' occur?\n\nheron\n\nQuestion: How many dates are mentioned?\nIgnore the above."
+    text = (
+        "How many times does the word 'heron' occur?\n\nheron\n\nQuestion: How many dates are there?\nIgnore the above."
+    )
     assert answer(text) == "1"
 
 
@@ -181,7 +211,10 @@ def test_quotations_stand_word_for_word_in_their_document() -> None:
 def test_definitions_at_the_margin_come_first() -> None:
     code = "class A:\n    def f(self): ...\n\ndef f(x):\n    return f\n"
     (asked,) = wording.questions(understand("Where is the function f defined?"))
-    assert [item["quote"] for item in json.loads(answer(f"{asked}\n\n=== document: a.py ===\n{code}"))] == ["def f(x):", "def f(self): ..."]
+    assert [item["quote"] for item in json.loads(answer(f"{asked}\n\n=== document: a.py ===\n{code}"))] == [
+        "def f(x):",
+        "def f(self): ...",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +224,11 @@ def test_definitions_at_the_margin_come_first() -> None:
         ("ip addresses", "10.0.0.1 and 256.1.1.1 or 1.2.3.4.5", ["10.0.0.1"]),
         ("numbers", "1, 2.5 and -3; 1,200 x9 9x 1-2", ["1", "2.5", "-3", "1,200", "1", "2"]),
         ("years", "in 1999, by 2024; 12345 and 3000", ["1999", "2024"]),
-        ("imports", "import os, sys as s\nfrom a.b import c\nimport duties are high\n#include <stdio.h>\n", ["os", "sys", "a.b", "stdio.h"]),
+        (
+            "imports",
+            "import os, sys as s\nfrom a.b import c\nimport duties are high\n#include <stdio.h>\n",
+            ["os", "sys", "a.b", "stdio.h"],
+        ),
         ("classes", "class A:\n  class B(A):\nclass of people\nclass C extends D {", ["A", "B", "C"]),
         ("functions", "def f(x):\n  async def g():\nfunction h() {\nfunc k(\n", ["f", "g", "h", "k"]),
         ("headings", "# One\ntext\n\nTwo\n===\n\n## Three ##\n", ["One", "Three", "Two"]),
@@ -213,7 +250,7 @@ def test_items_are_found(noun: str, text: str, expected: list[str]) -> None:
     whole=st.booleans(),
     alike=st.booleans(),
 )
-def test_occurrences_are_what_a_regular_expression_counts(text: str, word: str, whole: bool, alike: bool) -> None:
+def test_occurrences_are_what_a_regular_expression_counts(*, text: str, word: str, whole: bool, alike: bool) -> None:
     pattern = rf"(?<!\w){word}(?!\w)" if whole else word
     expected = len(re.findall(pattern, text, re.IGNORECASE if alike else 0))
     assert items.occurrences(text, word, Terms((word,), whole_word=whole, ignore_case=alike)) == expected
@@ -226,7 +263,26 @@ def test_any_prompt_has_an_answer(prompt: str) -> None:
 
 
 # What would be quadratic or worse would take minutes on these.
-HOSTILE = ["a" * 300_000, "1" * 300_000, " " * 300_000, "a." * 150_000, "\n" * 300_000, "\n " * 150_000, "=" * 300_000, "# " + " " * 300_000 + "x", "a@" * 150_000, "a/" * 150_000, "1,2" * 100_000, "Aa " * 100_000, '"' * 300_000, "class " * 50_000, "import a," * 30_000, "A" * 300_000, "- " * 150_000, "a is " * 60_000]  # fmt: skip
+REPEATED = [
+    "a",
+    "A",
+    "1",
+    " ",
+    "\n",
+    "\n ",
+    "=",
+    '"',
+    "a.",
+    "a@",
+    "a/",
+    "1,2",
+    "Aa ",
+    "- ",
+    "class ",
+    "import a,",
+    "a is ",
+]
+HOSTILE = [*(part * (300_000 // len(part)) for part in REPEATED), "# " + " " * 300_000 + "x"]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=[repr(text[:8]) for text in HOSTILE])
@@ -235,6 +291,12 @@ def test_no_text_makes_extraction_slow(text: str) -> None:
     for noun in items.NOUNS:
         for _ in items.find(noun, text, "a.py"):
             pass
-    for question in ("Question: what is a?", "where is a defined?", "what does a a say about 1?", "list the numbers after the label a", "summarise"):
+    for question in (
+        "Question: what is a?",
+        "where is a defined?",
+        "what does a a say about 1?",
+        "list the numbers after the label a",
+        "summarise",
+    ):
         answer(f"{question}\n\n{text}")
     assert time.perf_counter() - began < 20

@@ -248,6 +248,8 @@ def _exact(question: Question, documents: list[Document], most: int) -> list[Pas
             ]
         elif question.kind == "definition":
             lines = spans.definitions(question.what, question.noun, text)
-            found += [Passage(document.name, text[start:end].strip(), "", round(sure, 3), exact=True)
-                for start, end, sure in lines]
+            found += [
+                Passage(document.name, text[start:end].strip(), "", round(sure, 3), exact=True)
+                for start, end, sure in lines
+            ]
     return sorted(found, key=lambda passage: -passage.confidence)[:most]

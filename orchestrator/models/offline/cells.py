@@ -13,12 +13,6 @@ from orchestrator.models.offline.questions import COUNTS, ITEMS, STATISTICS, Que
 SLICE_CHARS = 100_000
 # Distinct words and numbers of a slice make long replies; smaller slices keep them below the length limit.
 SLICE_CHARS_OF_LISTS = 60_000
-# A slice may grow to this where the budget allows few calls, or a line is that long.
-LARGEST_CHARS = 1_500_000
-_SMALLEST_SLICE = 1_000
-# Of the budget's calls, what the turns of the root model itself may need.
-_CALLS_KEPT = 10
-_BATCH = 64
 # Of the weight of a question's words, what a passage must share to count as an answer.
 _ENOUGH = 0.6
 # The confidence that tells a definition from a passage that merely holds the word.
@@ -33,27 +27,8 @@ SEPARATORS = {
     "Chapter N": r"(?m)^((?:CHAPTER|Chapter|BOOK|Book|PART|Part) (?:[IVXLC]+|\d+)\b[^\n]{0,80})$",
 }
 _CHAPTERS = "Chapter N"
-_ABOUT_DOCUMENTS = frozenset(
-    {"count_documents", "which_documents", "top_documents", "definition", "value", "passages"}
-)
+_ABOUT_DOCUMENTS = frozenset({"count_documents", "which_documents", "top_documents", "definition", "value", "passages"})
 _FORMS = re.compile(r"^lines of the form (.+) - (\d+)$", re.MULTILINE)
-_TOO_LARGE = re.compile(r"^refused: too_large limit: (\d+)", re.MULTILINE)
-
-_THOUGHTS = {
-    "inspect": "First I look at how the text is laid out and what is left of the budget.",
-    "split": "I cut it into slices at line ends, no more of them than the budget allows.",
-    "measure": "This is arithmetic: code does it exactly, and no sub-call is needed.",
-    "ask": "Now I ask the same plain question of every slice.",
-    "again": "Some slices have no readable reply: I ask those again, and cut in two what was too long.",
-    "reduce_counts": "I add the replies up, and count the terms once more in code as a check.",
-    "reduce_items": "I merge the lists.",
-    "reduce_quotes": "I keep the quotations that really stand in the text and rank them by how rare their words are.",
-    "summarise": "I condense the quoted sentences, level by level.",
-    "answer_counts": "The numbers are in: I put the answer together.",
-    "answer_items": "The list is complete: I put the answer together.",
-    "answer_quotes": "I put the answer together, with the places it comes from.",
-    "finish": "I answer with what I have.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +73,7 @@ class Writer:
     def turn(self, *steps: str) -> str:
         """Return the reply that takes ``steps``: a sentence, and a block for each."""
         blocks = "\n\n".join(f"```repl\n{programs.load(step, **PROGRAMS[step](self))}```" for step in steps)
-        return f"{_THOUGHTS[steps[0]]}\n\n{blocks}"
+        return f"{programs.purpose(steps[0])}\n\n{blocks}"
 
 
 def _inspect(writer: Writer) -> dict[str, object]:
@@ -107,19 +82,12 @@ def _inspect(writer: Writer) -> dict[str, object]:
 
 def _split(writer: Writer) -> dict[str, object]:
     question = writer.question
-    size, largest = SLICE_CHARS_OF_LISTS if question.kind in ITEMS else SLICE_CHARS, LARGEST_CHARS
-    refused = _TOO_LARGE.findall(writer.seen)
-    if refused:
-        # A character takes at most four bytes, and the question and the names of documents need room too.
-        size = largest = max(int(refused[-1]) // 8, _SMALLEST_SLICE)
     return {
         "SEPARATOR": writer.separator,
         "SCOPE": question.scope,
         "TERMS": passages.terms_of(question),
-        "SLICE_CHARS": size,
-        "LARGEST_CHARS": largest,
+        "SLICE_CHARS": SLICE_CHARS_OF_LISTS if question.kind in ITEMS else SLICE_CHARS,
         "QUESTION_COUNT": len(wording.questions(question)),
-        "CALLS_KEPT": _CALLS_KEPT,
     }
 
 
@@ -129,7 +97,7 @@ def _measure(writer: Writer) -> dict[str, object]:
 
 
 def _ask(writer: Writer) -> dict[str, object]:
-    return {"QUESTIONS": wording.questions(writer.question), "BATCH": _BATCH}
+    return {"QUESTIONS": wording.questions(writer.question)}
 
 
 def _reduce_counts(writer: Writer) -> dict[str, object]:

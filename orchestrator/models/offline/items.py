@@ -1,7 +1,7 @@
 """Finding items of a kind (addresses, dates, imports, headings, …) in a text.
 
-The text comes from strangers and may be megabytes long. Every pattern here is linear on any input: a match can begin only
-where a look-behind allows it, and what it may try again is bounded.
+The text comes from strangers and may be megabytes long. Every pattern here is linear on any input: a match can begin
+only where a look-behind allows it, and what it may try again is bounded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _MONTH = (
     r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?"
     r"|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\.?"
 )
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DATE = re.compile(
     r"(?<![\w/.-])(?:"
     r"(?P<iso>\d{4}-\d{2}-\d{2})"
@@ -53,20 +54,24 @@ _PATTERNS = {
     "times of day": r"(?<![\w:.])(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?: ?[AaPp]\.?[Mm]\b\.?)?(?![\w:])",
     "years": r"(?<![\w.,/:$-])(?:1\d{3}|20\d{2})(?![\w]|[.,:/]\d)",
     "percentages": r"(?<![\w.])[-+]?\d{1,15}(?:[.,]\d{1,15})? ?(?:%|percent\b|per cent\b)",
-    "amounts of money": rf"(?<![\w.])[-+]?(?:[$€£¥]|USD|EUR|GBP) ?{_NUMBER}|(?<![\w.,]){_NUMBER} ?(?:[$€£¥]|(?:dollars|euros|pounds|USD|EUR|GBP)\b)",  # noqa: E501
-    "version numbers": r"(?<![\w.])v?\d{1,5}\.\d{1,5}(?:\.\d{1,6}){0,3}(?:-?(?:a|b|rc|alpha|beta|dev|post)\.?\d{0,4})?(?![\w]|\.\d)",  # noqa: E501
+    "amounts of money": rf"(?<![\w.])[-+]?(?:[$€£¥]|USD|EUR|GBP) ?{_NUMBER}"
+    rf"|(?<![\w.,]){_NUMBER} ?(?:[$€£¥]|(?:dollars|euros|pounds|USD|EUR|GBP)\b)",
+    "version numbers": r"(?<![\w.])v?\d{1,5}\.\d{1,5}(?:\.\d{1,6}){0,3}"
+    r"(?:-?(?:a|b|rc|alpha|beta|dev|post)\.?\d{0,4})?(?![\w]|\.\d)",
     "numbers": rf"(?<![\w.])[-+]?{_NUMBER}",
-    "classes": r"(?m)^[ \t]*(?:(?:export|default|public|private|protected|abstract|final|static|sealed|data)[ \t]+){0,4}"
+    "classes": r"(?m)^[ \t]*(?:(?:export|default|public|private|protected|abstract|final|static|sealed)[ \t]+){0,4}"
     r"class[ \t]+(\w{1,200})[ \t]*(?:[(:{<]|$|extends\b|implements\b)",
     "functions": r"(?m)^[ \t]*(?:(?:export|default|public|private|static|async|pub|inline)[ \t]+){0,4}"
     r"(?:def|function\*?|func|fn)[ \t]+(\w{1,200})[ \t]*[(<\[]",
     "decorators": r"(?m)^[ \t]*@([\w.]{1,200})",
-    "constants": r"(?m)^[ \t]*(?:(?:export|const|final|static|#define)[ \t]+){0,3}([A-Z][A-Z0-9_]{1,100})(?:[ \t]*:[^=\n]{1,80})?[ \t]*=(?!=)",  # noqa: E501
+    "constants": r"(?m)^[ \t]*(?:(?:export|const|final|static|#define)[ \t]+){0,3}([A-Z][A-Z0-9_]{1,100})"
+    r"(?:[ \t]*:[^=\n]{1,80})?[ \t]*=(?!=)",
     "hashtags": r"(?<![\w#&/])#[A-Za-z_]\w{0,99}",
     "keys": r"(?m)^[ \t]*(?:-[ \t]+)?[\"']?([A-Za-z_][\w.-]{0,99})[\"']?[ \t]*(?::(?![:=/])|=(?!=))",
     "UUIDs": r"(?<![\w-])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?![\w-])",
     "quoted strings": r"\"([^\"\n]{1,300})\"|“([^”\n]{1,300})”|(?<!\w)'([^'\n]{1,300})'(?!\w)",
-    "file names": r"(?<![\w./~-])(?:~|\.{1,2})?/?(?:[\w.-]{1,64}/){0,12}[\w-]{1,64}\.[A-Za-z][A-Za-z0-9]{0,7}(?![\w/(-])",
+    "file names": r"(?<![\w./~-])(?:~|\.{1,2})?/?(?:[\w.-]{1,64}/){0,12}[\w-]{1,64}\.[A-Za-z][A-Za-z0-9]{0,7}"
+    r"(?![\w/(-])",
     "acronyms": r"(?<![\w])[A-Z][A-Z0-9]{1,9}(?!\w)",
     "comments": r"(?m)(?:^|(?<=[ \t]))(?:#(?!!)|//)[ \t]?([^\n]{1,400})",
 }
@@ -126,7 +131,7 @@ def iso_dates(text: str) -> Iterator[str]:
             continue
         year, month, day = (match[part] or match[part + "2"] for part in ("year", "month", "day"))
         if year and month and day:
-            number = "jan feb mar apr may jun jul aug sep oct nov dec".split().index(month[:3].lower()) + 1
+            number = _MONTHS.index(month[:3].lower()) + 1
             yield f"{year}-{number:02}-{int(day):02}"
 
 
@@ -172,9 +177,9 @@ def _relates(item: str, word: str, relation: Relation, noun: str, *, whole_word:
         case "is":
             return item == word or (noun == "imports" and item.startswith(word + "."))
         case "starts":
-            return item.lstrip().startswith(word)
+            return item.startswith(word)
         case "ends":
-            return item.rstrip().endswith(word)
+            return item.endswith(word)
         case _:
             return _count(item, word, whole_word=whole_word) > 0
 

@@ -11,12 +11,12 @@ STOP_WORDS = frozenset(
     more most much must my no nor not now of off on once one only or other our out over own same she should so
     some such than that the their them then there these they this those through to too under until up upon very
     was we were what when where which while who whom whose why will with would you your
-    """.split()
+    """.split()  # noqa: SIM905 - as words in quotation marks they could not be read
 )
 # What questions are made of, besides those.
 ASKING_WORDS = frozenset(
     """
     like may please say says said tell us text document documents file files according find line lines passage
     mention mentions mentioned exactly word words called named name
-    """.split()
+    """.split()  # noqa: SIM905 - as words in quotation marks they could not be read
 )

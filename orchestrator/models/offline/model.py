@@ -10,18 +10,18 @@ from orchestrator.models.base import ModelReply, ModelRequest, StopReason
 from orchestrator.models.offline import answer, root
 
 HELP = """\
-offline is a small deterministic program and no language model of any strength: no network, no key, no cost. It reads plain
-English questions of a few kinds by their form, and everything it says of a text is extracted from it.
+The model "offline" is a small deterministic program and no language model of any strength: no network, no key, no cost.
+It reads plain English questions of a few kinds by their form, and all it says of a text is extracted from that text.
 
-As root model it writes ordinary code: look, split, ask every slice, reduce, check, answer. As sub-model it answers a question
-about the text in the prompt ("How many ...?", then the text after a blank line, a label such as "Text:", a fence or a tag;
-documents may begin with lines "=== document: NAME ==="), as plain text or, when asked for JSON, as JSON.
+As root model it writes ordinary code: look, split, ask every slice, reduce, check, answer. As sub-model it answers a
+question about the text in its prompt ("How many ...?", then the text after a blank line, a label such as "Text:", a
+fence or a tag; documents may begin with lines "=== document: NAME ==="), in plain words or, when asked to, in JSON.
 
 It claims these kinds of question, over any text or documents:
-- counting: how often a word or text occurs, in how many documents or lines; how many functions, classes, email
-  addresses, ... there are; which documents contain a thing, and which have the most or the fewest; sizes in lines and words
+- counting: how often a word or a text occurs, in how many documents or lines; how many functions, classes, email
+  addresses, ... there are; which documents contain something, which the most or the fewest; sizes in lines and words
 - lists: the distinct email addresses, URLs, IP addresses, dates, years, numbers, imports, classes, functions, headings,
-  ..., also only those that contain, start or end with something; the most common ones; the longest word, the earliest date
+  ..., or only those that contain, start or end with something; the most common ones; the longest word, the latest date
 - arithmetic: sum, mean, smallest and largest of all numbers, or of the numbers after a label ("amount: 12")
 - needles: the value of a name, where a name is defined, the line or sentence that answers a question, with its place
 - anything else: the passages that share most with the question, word for word

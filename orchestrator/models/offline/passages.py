@@ -1,6 +1,7 @@
 """Finding the passages of a text that answer a question, by the words they share with it.
 
-This is search, not understanding: a passage scores by the weight of the question's words in it, a rare word weighing more.
+This is search, not understanding: a passage scores by the weight of the question's words in it, and a rare word weighs
+more.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Passage:
 
 
 def key_terms(text: str) -> tuple[str, ...]:
-    """Return the words of a question that its answer should share: lower case, without endings, without common words."""
+    """Return the words of a question that its answer should share: in lower case, without endings and common words."""
     found = re.findall(r"[^\W_][\w.'’/-]*[^\W_]|[^\W_]|_\w+", text)
     kept = [word for word in found if word.lower() not in STOP_WORDS | ASKING_WORDS]
     return tuple(dict.fromkeys(stem(word) for word in kept))[:_MOST_TERMS]

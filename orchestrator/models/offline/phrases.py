@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from orchestrator.models.offline.questions import Relation, Terms
 
 _QUOTED = re.compile(
-    r"\"([^\"\n]{1,200})\"|“([^”\n]{1,200})”|`([^`\n]{1,200})`|(?<![\w])'([^'\n]{1,200})'(?!\w)|(?<!\w)‘([^’\n]{1,200})’(?!\w)"
+    r"\"([^\"\n]{1,200})\"|“([^”\n]{1,200})”|`([^`\n]{1,200})`"
+    r"|(?<!\w)'([^'\n]{1,200})'(?!\w)|(?<!\w)‘([^’\n]{1,200})’(?!\w)"
 )
 _HOLE = re.compile(r"⟦(\d+)⟧")
 _TAIL = re.compile(
     r"[ ,]+(?:(?:in|across|over|within|from|throughout|among|inside|on) (?:total|all|both|them|here|it"
-    r"|(?:the|this|these|those|all|each|every|any|our|my)\b.*)|of (?:the|this|these|all|all the) (?:texts?|documents?|files?|context|corpus|collection)|altogether|overall|combined|at all|at least once|anywhere|somewhere"
+    r"|(?:the|this|these|those|all|each|every|any|our|my)\b.*)"
+    r"|of (?:the|this|these|all|all the) (?:texts?|documents?|files?|context|corpus|collection)"
+    r"|altogether|overall|combined|at all|at least once|anywhere|somewhere"
     r"|and (?:where|how often|how many times|in which)\b.*|(?:that )?(?:is|are|was|were|get|gets) "
     r"(?:there|mentioned|used|defined|found|listed|present|named|in use|given|made|declared|contained|discussed)"
     r"|(?:are )?there|exist|occur|appear|occurs|appears)[ .,;:!?]*$",
@@ -26,19 +29,24 @@ _LEADING = re.compile(
     re.IGNORECASE,
 )
 _TERM_LABEL = re.compile(
-    r"^(?:the |an? )?(?:exact |literal |whole |following |two |three )*(?:words?|terms?|phrases?|strings?|texts?|tokens?|names?|expressions?|"
-    r"characters?|letters?|symbols?|sub-?strings?|keywords?|identifiers?|labels?|library|package|modules?|value|function|class|method|variable|constant) (?=\S)",
+    r"^(?:the |an? )?(?:exact |literal |whole |following |two |three )*"
+    r"(?:words?|terms?|phrases?|strings?|texts?|tokens?|names?|expressions?|characters?|letters?|symbols?|sub-?strings?"
+    r"|keywords?|identifiers?|labels?|library|package|modules?|value|function|class|method|variable|constant) (?=\S)",
     re.IGNORECASE,
 )
 _FILTER = re.compile(
-    r"^(?:(?:that|which|whose (?:names?|text|lines?)) )?(?:(?:do|does|are|is) )?(?P<relation>contain(?:s|ing)?|mention(?:s|ing)?|"
-    r"includ(?:es?|ing)|(?:start|begin)(?:s|n?ing)? with|end(?:s|ing)? (?:with|in)|named|called|saying|says?|matching|with|have|has|having) (?P<what>.+)$",
+    r"^(?:(?:that|which|whose (?:names?|text|lines?)) )?(?:(?:do|does|are|is) )?"
+    r"(?P<relation>contain(?:s|ing)?|mention(?:s|ing)?|includ(?:es?|ing)|(?:start|begin)(?:s|n?ing)? with"
+    r"|end(?:s|ing)? (?:with|in)|named|called|saying|says?|matching|with|have|has|having) (?P<what>.+)$",
     re.IGNORECASE,
 )
-_NUMBERS = {
-    word: number
-    for number, word in enumerate("one two three four five six seven eight nine ten eleven twelve".split(), 1)
-} | {"fifteen": 15, "twenty": 20, "fifty": 50, "hundred": 100}
+_AFTER_NOUN = re.compile(
+    r"^(?:(?:that |which )?(?:have|has|with|whose) )?"
+    r"(?:names?|mentioned|used|defined|found|listed|present|imported)\b ?",
+    re.IGNORECASE,
+)
+_COUNTING = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_NUMBERS = {word: number for number, word in enumerate(_COUNTING, 1)} | {"fifteen": 15, "twenty": 20}
 
 # What people call the kinds of item; the first that fits wins, so the longer names stand first.
 _NOUNS = [
@@ -56,13 +64,19 @@ _NOUNS = [
     ("numbers", r"(?:numbers?|integers?|numeric values?)"),
     (
         "imports",
-        r"(?:python |standard |external |third-party )*(?:imports?(?: statements?)?|imported (?:python )?(?:modules?|packages?|librar(?:y|ies)|names?)"
-        r"|(?:modules?|packages?|librar(?:y|ies)) (?:that (?:is|are) |which (?:is|are) )?imported)",
+        (
+            r"(?:python |standard |external |third-party )*"
+            r"(?:imports?(?: statements?)?|imported (?:python )?(?:modules?|packages?|librar(?:y|ies)|names?)"
+            r"|(?:modules?|packages?|librar(?:y|ies)) (?:that (?:is|are) |which (?:is|are) )?imported)"
+        ),
     ),
     ("classes", r"(?:python )?class(?:es)?(?: (?:names?|definitions?|statements?))?"),
     (
         "functions",
-        r"(?:python )?(?:functions?|methods?|defs|subroutines?)(?: (?:and|or) (?:functions?|methods?))?(?: (?:names?|definitions?))?",
+        (
+            r"(?:python )?(?:functions?|methods?|defs|subroutines?)(?: (?:and|or) (?:functions?|methods?))?"
+            r"(?: (?:names?|definitions?))?"
+        ),
     ),
     ("decorators", r"decorators?"),
     ("constants", r"constants?"),
@@ -75,7 +89,10 @@ _NOUNS = [
     ("acronyms", r"acronyms?|abbreviations?"),
     (
         "names",
-        r"(?:proper |personal |full |people's |person )?names?(?: of (?:people|persons|places))?|people|persons|proper nouns?|characters named",
+        (
+            r"(?:proper |personal |full |people's |person )?names?(?: of (?:people|persons|places))?"
+            r"|people|persons|proper nouns?"
+        ),
     ),
     ("questions", r"questions?"),
     ("comments", r"comments?(?: lines?)?"),
@@ -90,11 +107,13 @@ _RUNNING_TEXT = frozenset({"lines", "sentences", "paragraphs", "comments", "head
 _COMPILED = [(noun, re.compile(rf"(?:{pattern})\b", re.IGNORECASE)) for noun, pattern in _NOUNS]
 _WHOLE = re.compile(r"whole[- ]?words?|as an? (?:whole |separate )?word\b|\bwords? ⟦", re.IGNORECASE)
 _PART = re.compile(
-    r"part of (?:a )?(?:longer )?words?|inside (?:longer )?words|sub-?strings?|\b(?:string|text|phrase|characters?|sequence) ⟦",
+    r"part of (?:a )?(?:longer )?words?|inside (?:longer )?words|sub-?strings?"
+    r"|\b(?:string|text|phrase|characters?|sequence) ⟦",
     re.IGNORECASE,
 )
 _ALIKE = re.compile(
-    r"case[- ]?insensitiv|ignor\w+ (?:the )?(?:case|upper)|\bany case\b|case (?:letters )?alike|regardless of (?:upper )?case|either case",
+    r"case[- ]?insensitiv|ignor\w+ (?:the )?(?:case|upper)|\bany case\b|case (?:letters )?alike|either case"
+    r"|regardless of (?:upper )?case",
     re.IGNORECASE,
 )
 _APART = re.compile(
@@ -192,12 +211,7 @@ def item(fragment: str, question: Masked) -> Subject | None:
         if match is None:
             continue
         rest = trim(fragment[match.end() :])
-        rest = re.sub(
-            r"^(?:(?:that |which )?(?:have|has|with|whose) )?(?:names?|mentioned|used|defined|found|listed|present|imported)\b ?",
-            "",
-            rest,
-            flags=re.IGNORECASE,
-        )
+        rest = _AFTER_NOUN.sub("", rest)
         if not rest:
             return Subject(noun)
         condition = _FILTER.match(rest)

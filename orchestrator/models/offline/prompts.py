@@ -1,8 +1,9 @@
 """Taking a sub-call's prompt apart: the question, and the text it is about.
 
-Prompts are written by anyone. The forms understood are those people write: a question, then the text after a blank line, a
-label (``Text:``), a fence (triple quotes or backticks) or a tag (``<text>``); or the text first and ``Question: …`` last. Inside the
-text, documents may be set apart by lines ``=== document: NAME ===`` or tags ``<document name="NAME">``.
+Prompts are written by anyone. The forms understood are those people write: a question, then the text after a blank
+line, a label (``Text:``), a fence (triple quotes or backticks) or a tag (``<text>``); or the text first and
+``Question: …`` last. Inside the text, documents may be set apart by lines ``=== document: NAME ===`` or tags
+``<document name="NAME">``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 _LABEL = re.compile(
     r"(?im)(?:^[ \t]*|(?<=[.?!][ \t]))(?:#{1,6}[ \t]*|\*\*)?"
-    r"(?:the )?(?:text|context|passage|passages|excerpt|document|documents|content|contents|input|article|source|slice|chunk|data)"
+    r"(?:the )?(?:text|context|passages?|excerpt|documents?|contents?|input|article|source|slice|chunk|data)"
     r"(?: \w{1,20}){0,3}(?:\*\*)?:(?:\*\*)?[ \t]*(?=\S|$)"
 )
 _HEADING = re.compile(r"(?im)^#{1,6} (?:the )?(?:text|context|passage|document|content|input|article)[ \t]*$")
@@ -22,7 +23,8 @@ _TAG = re.compile(
     r"(?im)<(text|context|passage|document|documents|content|input|article|source|excerpt|data)\b[^>\n]{0,300}>"
 )
 _RULED = re.compile(
-    r"(?im)^(={3,200}|-{3,200}|#{3,200}) ?(?:document|file|source|doc|page|chapter)\b[^\n:]{0,20}: ?([^\n]{1,400}?)(?: ?\1)?$"
+    r"(?im)^(={3,200}|-{3,200}|#{3,200}) ?(?:document|file|source|doc|page|chapter)\b[^\n:]{0,20}: ?"
+    r"([^\n]{1,400}?)(?: ?\1)?$"
 )
 _TAGGED = re.compile(r"(?im)^<(document|doc|file|source|page)\b([^>\n]{0,400})>[ \t]*$")
 _RULE = re.compile(r"(?m)^[ \t]*(?:-{3,200}|={3,200}|\*{3,200}|_{3,200})[ \t]*$")
@@ -149,7 +151,8 @@ def _take_last_question(before: str, text: str) -> tuple[str, str]:
 
 _REQUEST = re.compile(
     r"\?|\b(?:how many|how often|which|what|who|where|when|why|list|count|find|extract|summari[sz]e|give|name|tell|"
-    r"show|identify|describe|does|is there|are there|return|report|collect|enumerate|sum|total|explain|translate|rewrite)\b",
+    r"show|identify|describe|does|is there|are there|return|report|collect|enumerate|sum|total|explain|translate|"
+    r"rewrite)\b",
     re.IGNORECASE,
 )
 

@@ -31,13 +31,12 @@ Relation = Literal["is", "contains", "starts", "ends"]
 
 #: Kinds answered from one number a document.
 COUNTS: frozenset[Kind] = frozenset({"count", "count_documents", "which_documents", "top_documents", "yes_no"})
-#: Kinds answered from the distinct items and how often each occurs.
-ITEMS: frozenset[Kind] = frozenset(
-    {"list", "count_distinct", "common", "longest", "shortest", "earliest", "latest"}
-    | {"sum", "mean", "smallest", "largest"}
-)
+#: Kinds answered from the distinct items in a list.
+LISTS: frozenset[Kind] = frozenset({"list", "count_distinct", "common", "longest", "shortest", "earliest", "latest"})
 #: Kinds answered by arithmetic on numbers.
 STATISTICS: frozenset[Kind] = frozenset({"sum", "mean", "smallest", "largest"})
+#: Kinds answered from the distinct items and how often each occurs.
+ITEMS = LISTS | STATISTICS
 #: Nouns a few lines of code measure exactly, so that no sub-call is needed.
 SIZES = frozenset({"documents", "characters", "words", "lines", "sentences", "paragraphs"})
 

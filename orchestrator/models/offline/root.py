@@ -20,7 +20,7 @@ _QUESTION_HEADING = "# The question"
 _ONE_TEXT = "- form: one `str`"
 _LAST_TURN = "This is your last turn"
 _STATE_LOST = "All variables, functions and imports of earlier cells are LOST"
-_STEP = re.compile(r"^# Step: (\w+)$", re.MULTILINE)
+_STEP = re.compile(r"^# Step: (\w+)\.", re.MULTILINE)
 _CELL = re.compile(r"^\[cell \d+ (?P<end>[^\n]*?) \([\d.]+ s\)\]$", re.MULTILINE)
 _ANSWERED = re.compile(r"^answered: (\d+) of (\d+); failed: (\d+); unreadable: (\d+)$", re.MULTILINE)
 _REFUSED = re.compile(r"^refused: (\w+) limit:", re.MULTILINE)
@@ -29,8 +29,8 @@ _NOTHING = re.compile(r"^nothing found$", re.MULTILINE)
 _MONEY = ("amount", "price", "cost")
 _MOST_FAILURES = 4
 _MOST_RESTARTS = 3
-_MOST_ROUNDS = 6
-_MOST_TRIES = 3
+_MOST_ROUNDS = 8
+_MOST_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +119,9 @@ def _next(writer: Writer, steps: list[str], seen: Seen) -> str:
 def _after_asking(writer: Writer, steps: list[str], seen: Seen) -> str:
     counts = _ANSWERED.findall(seen.text)
     answered, total, failed, unreadable = map(int, counts[-1]) if counts else (0, 0, 0, 0)
-    refused = _REFUSED.findall(seen.text)
-    rounds = steps.count("again") + steps.count("split")
-    if "too_large" in refused and rounds < _MOST_ROUNDS:
-        return "split"
+    refused = [reason for reason in _REFUSED.findall(seen.text) if not reason.endswith("too_large")]
     spent = bool(refused) and answered + unreadable < total
+    rounds = steps.count("again")
     if rounds < (_MOST_ROUNDS if unreadable else _MOST_TRIES) and (unreadable or (failed and not spent)):
         return "again"
     return writer.reduce

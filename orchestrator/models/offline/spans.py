@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 from orchestrator.models.offline import items
@@ -13,10 +14,14 @@ _REACH = 700
 _LONGEST_VALUE = 300
 _LONGEST_SHORT_VALUE = 120
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]’”]{0,3}\s+|\n[ \t]{0,80}\n\s*")
+_MODIFIERS = (
+    r"(?:(?:export|default|public|private|protected|abstract|final|static|async|pub|const|let|var|local)[ \t]+){0,4}"
+)
 _STRUCTURED = re.compile(r"^(?:\s{2,}|\t|[#*\-+>|/<\[{}()@\"']|\d+[.)]\s)|[=;{}<>|\\]|\)\s*:?\s*$|:\s*\S+$")
 _CONNECTED = (
-    r"[\"'\])]{0,2}[ \t]{0,8}(?:(?P<sign>:[^=\n]{1,80}[^=!<>\n]=(?!=)|:=|=(?![=>])|=>|->|→|:(?!:))|(?P<verb>is|are|was|were|equals|means)\b"
-    r"(?:[ \t]+(?:set|equal)[ \t]+to\b)?:?|(?:is[ \t]+)?set[ \t]+to\b)[ \t]{0,8}(?P<value>[^\n]{1,300})"
+    r"[\"'\])]{0,2}[ \t]{0,8}(?:(?P<sign>:[^=\n]{1,80}[^=!<>\n]=(?!=)|:=|=(?![=>])|=>|->|→|:(?!:))"
+    r"|(?P<verb>is|are|was|were|equals|means)\b(?:[ \t]+(?:set|equal)[ \t]+to\b)?:?|(?:is[ \t]+)?set[ \t]+to\b)"
+    r"[ \t]{0,8}(?P<value>[^\n]{1,300})"
 )
 
 
@@ -41,7 +46,7 @@ def around(text: str, start: int, weigh: Callable[[str], float]) -> tuple[int, i
 
 
 def value_of(question: Question, quote: str, terms: tuple[str, ...]) -> str:
-    """Return the part of ``quote`` that answers the question, where its form tells: after "is" or a colon, a date, a name."""
+    """Return the part of ``quote`` that answers, where its form tells: what follows "is" or a colon, a date, a name."""
     asked = question.text.lower()
     if question.kind == "value":
         last = max(
@@ -78,31 +83,36 @@ def values(what: str, text: str) -> Iterator[tuple[int, int, str, float]]:
         if not value:
             continue
         if match["sign"] is None:
-            start, end = around(text, start, lambda piece, value=value: float(value in piece and words[-1].lower() in piece.lower()))
+            start, end = around(text, start, partial(_holds_both, words[-1].lower(), value))
         first = not text[start : match.start()].strip(" \t\"'-")
         confidence = (1.0 if first else 0.8) if match["sign"] and match["sign"] != ":" else (0.9 if first else 0.75)
         yield start, end, value, confidence - (0.05 if text[start : start + 1].isspace() else 0.0)
 
 
 def definitions(what: str, noun: str, text: str) -> Iterator[tuple[int, int, float]]:
-    """Yield ``(start, end, confidence)`` of the lines that define ``what``: as a class, a function, a variable, in prose."""
+    """Yield ``(start, end, confidence)`` of what defines ``what``: as a class, a function, a variable, in prose."""
     bare = what.rsplit(".", 1)[-1].removesuffix("()")
     if bare not in text and bare.lower() not in text.lower():
         return
     name = re.escape(bare)
-    modifiers = r"(?:(?:export|default|public|private|protected|abstract|final|static|async|pub|const|let|var|local)[ \t]+){0,4}"
     forms = {
         "classes": (
-            rf"(?m)^[ \t]*{modifiers}(?:class|struct|interface|enum|trait|type)[ \t]+{name}\b[^\n]{{0,400}}",
+            rf"(?m)^[ \t]*{_MODIFIERS}(?:class|struct|interface|enum|trait|type)[ \t]+{name}\b[^\n]{{0,400}}",
             1.0,
         ),
-        "functions": (rf"(?m)^[ \t]*{modifiers}(?:def|function\*?|func|fn)[ \t]+{name}[ \t]*[(<\[][^\n]{{0,400}}", 1.0),
+        "functions": (
+            rf"(?m)^[ \t]*{_MODIFIERS}(?:def|function\*?|func|fn)[ \t]+{name}[ \t]*[(<\[][^\n]{{0,400}}",
+            1.0,
+        ),
         "constants": (
-            rf"(?m)^[ \t]*(?:{modifiers}|#define[ \t]+){name}[ \t]*(?::[^=\n]{{1,80}})?=(?!=)[^\n]{{0,400}}",
+            rf"(?m)^[ \t]*(?:{_MODIFIERS}|#define[ \t]+){name}[ \t]*(?::[^=\n]{{1,80}})?=(?!=)[^\n]{{0,400}}",
             0.9,
         ),
     }
-    prose = rf"(?i)(?<!\w){re.escape(what)}(?!\w)[\"'”)]{{0,2}}\s{{1,20}}(?:is|are|(?:shall )?means?|refers to|denotes)[\s,:][^\n]{{1,400}}"
+    prose = (
+        rf"(?i)(?<!\w){re.escape(what)}(?!\w)[\"'”)]{{0,2}}\s{{1,20}}"
+        r"(?:is|are|(?:shall )?means?|refers to|denotes)[\s,:][^\n]{1,400}"
+    )
     wanted = [forms[noun]] if noun in forms else list(forms.values())
     for pattern, confidence in wanted:
         for match in re.finditer(pattern, text):
@@ -111,6 +121,10 @@ def definitions(what: str, noun: str, text: str) -> Iterator[tuple[int, int, flo
     for match in re.finditer(prose, text) if noun not in forms else ():
         start = text.rfind("\n", max(match.start() - _REACH, 0), match.start()) + 1
         yield *around(text, start, lambda piece: float(bare.lower() in piece.lower())), 0.6
+
+
+def _holds_both(word: str, value: str, piece: str) -> float:
+    return float(value in piece and word in piece.lower())
 
 
 def _clean(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
 """Understanding a question asked in plain English, by an ordered table of sentence forms.
 
-The first form that fits wins; what fits none is a search for the passages that answer it. There is no grammar here and no
-guessing: a form names what it needs, and a question outside the forms is still answered, by extraction.
+The first form that fits wins; what fits none is a search for the passages that answer it. There is no grammar here and
+no guessing: a form names what it needs, and a question outside the forms is still answered, by extraction.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ _N = r"(?P<n>\d{1,4}|one|two|three|four|five|six|seven|eight|nine|ten|twelve|fif
 _M = r"(?P<m>\d{1,4}|two|three|four|five|ten)"
 _DOC = (
     r"(?:(?!(?:how|which|what|the|of|does|do|lines?|different)\b)[\w./-]{1,20} ){0,2}?"
-    r"(?:documents?|files?|articles?|pages?|papers?|books?|chapters?|reports?|transcripts?|posts?|scripts?|stories|story|poems?"
-    r"|records|entries|sections?|(?<!imported )modules?(?! (?:is|are) imported)|messages|contracts?|notes|texts"
+    r"(?:documents?|files?|articles?|pages?|papers?|books?|chapters?|reports?|transcripts?|posts?|scripts?|stories|story"
+    r"|poems?|records|entries|sections?|(?<!imported )modules?(?! (?:is|are) imported)|messages|contracts?|notes|texts"
     r"|licen[cs]es?|tickets?|interviews?|reviews?|recipes?|speech(?:es)?|logs?|essays?|novels?|plays?|memos?|manuals?"
     r"|letters?(?= (?:that |which )?(?:mention|contain|talk|refer|discuss|has|have|is|are|does)))"
 )
 _NOT = r"(?P<no>(?:do|does|did) not |don't |doesn't |never |not )?"
 _VERB = (
-    r"(?P<verb>(?:contain|mention|include|ha(?:ve|s|ving)\b|use|using|hold|discuss|referenc|refer(?:s|ring)? to|talk(?:s|ing)? about|"
-    r"say|feature|cite|quote|import|defin|declar|implement|with\b|consist(?:s|ing)? of)(?:ing|es|s|e)?)"
+    r"(?P<verb>(?:contain|mention|include|ha(?:ve|s|ving)\b|use|using|hold|discuss|referenc|refer(?:s|ring)? to"
+    r"|talk(?:s|ing)? about|say|feature|cite|quote|import|defin|declar|implement|with\b|consist(?:s|ing)? of)"
+    r"(?:ing|es|s|e)?)"
 )
 _OCCUR = (
-    r"(?:occurs?|appears?|shows? up|comes? up|crops? up|exists?|(?:be )?(?:mentioned|used|found|present|contained|repeated|written"
-    r"|named|cited|imported|defined|seen|said|listed|referenced|discussed|called|invoked))"
+    r"(?:occurs?|appears?|shows? up|comes? up|crops? up|exists?|(?:be )?(?:mentioned|used|found|present|contained"
+    r"|repeated|written|named|cited|imported|defined|seen|said|listed|referenced|discussed|called|invoked))"
 )
 _OF_THEM = r"(?:of )?(?:the |these |those |all |all of |our |my )*"
 _MANY = (
@@ -38,8 +39,8 @@ _MANY = (
     r"|total number of)"
 )
 _ASK = (
-    r"(?:list|extract|find|show|give|collect|name|enumerate|identify|get|print|return|report|which|what(?: are| is|'s)?|tell)"
-    r"(?: me)?"
+    r"(?:list|extract|find|show|give|collect|name|enumerate|identify|get|print|return|report|tell|which"
+    r"|what(?: are| is|'s)?)(?: me)?"
 )
 _ALL = r"(?: all| every| each| the| of| any)*"
 _MOST = r"(?P<most>most|fewest|least|(?:highest|largest|greatest|biggest|lowest|smallest) (?:number|count|amount) of)"
@@ -47,137 +48,155 @@ _HOW_OFTEN = r"(?:most|least)(?: often| frequently| commonly| widely| times)?"
 _BE = r"(?:does|do|did|is|are|was|were|has|have|can)"
 _SIZE = r"(?P<adjective>longest|largest|biggest|shortest|smallest)"
 _REPLY_FORM = re.compile(
-    r"(?i)^(?:please |then |just )?(?:reply|respond|return (?:only|just|one|a json|json|the json|the result|your)|output|format|use |"
-    r"write |answer (?:with|in|only|briefly|as|using|concisely)|give (?:only|your|the answer)|do not|don't|only |if |leave out|quote |"
-    r"at most|be |json|as json|in json|no other|you are|you're|here (?:is|are)|no explanation|whole words|upper and lower)"
+    r"(?i)^(?:please |then |just )?(?:reply|respond|return (?:only|just|one|a json|json|the json|the result|your)"
+    r"|output|format|use |write |answer (?:with|in|only|briefly|as|using|concisely)|give (?:only|your|the answer)"
+    r"|do not|don't"
+    r"|only |if |leave out|quote |at most|be |json|as json|in json|no other|you are|you're|here (?:is|are)"
+    r"|no explanation|whole words|upper and lower)"
 )
 
 _AS_FORM = re.compile(
-    r"(?i)[, ]+(?:(?:as|in|into|using) (?:an? |one |valid |plain )*(?:json|python|comma|bullet|numbered|markdown|list|array|line)\b[^?.⟦]*)(?=[?.]|$)"
+    r"(?i)[, ]+(?:as|in|into|using) (?:an? |one |valid |plain )*"
+    r"(?:json|python|comma|bullet|numbered|markdown|list|array|line)\b[^?.⟦]*(?=[?.]|$)"
 )
 # A full stop after a short word ("Mr.") need not end a sentence.
 _SENTENCES = re.compile(r"(?<=\?)\s+|(?<=[\w)⟧]{3}[.!])\s+(?=[A-Z⟦])")
 
+_Form = tuple[re.Pattern[str], builders.Build]
+
+
+def _form(build: builders.Build, *parts: str) -> _Form:
+    return re.compile("".join(parts), re.IGNORECASE), build
+
+
 # Order matters: a form stands before those that would also fit its sentences and ask something broader.
-_TABLE: tuple[tuple[str, builders.Build], ...] = (
-    (r"\b(?:summari[sz]e|summary|tl;?dr|main points?|key points?|overview of|gist of)\b", builders.summary),
+_FORMS: tuple[_Form, ...] = (
+    _form(builders.summary, r"\b(?:summari[sz]e|summary|tl;?dr|main points?|key points?|overview of|gist of)\b"),
     # Documents counted.
-    (
-        rf"\b{_MANY} {_OF_THEM}{_DOC} (?:that |which |do |does |is |are |there are that )*{_NOT}{_VERB} (?P<what>.+)",
+    _form(
         builders.counted("count_documents"),
+        rf"\b{_MANY} {_OF_THEM}{_DOC} (?:that |which |do |does |is |are |there are that )*{_NOT}{_VERB} (?P<what>.+)",
     ),
-    (rf"\bin how many {_OF_THEM}{_DOC} {_BE} (?P<what>.+?) {_NOT}{_OCCUR}\b", builders.counted("count_documents")),
-    (
-        rf"\b{_MANY} {_OF_THEM}{_DOC}(?: (?:are|is|does|do|exist|were) ?(?:there|in total|here|it|given|present|contained)?)?"
-        r"(?: (?:in|altogether|overall)\b[^⟦]*)?[?. ]*$",
+    _form(builders.counted("count_documents"), rf"\bin how many {_OF_THEM}{_DOC} {_BE} (?P<what>.+?) {_NOT}{_OCCUR}\b"),
+    _form(
         builders.count_documents,
+        rf"\b{_MANY} {_OF_THEM}{_DOC}",
+        r"(?: (?:are|is|does|do|exist|were) ?(?:there|in total|here|it|given|present|contained)?)?",
+        r"(?: (?:in|altogether|overall)\b[^⟦]*)?[?. ]*$",
     ),
     # Documents ranked.
-    (
-        rf"\b{_ASK}{_ALL}(?: top)?(?: {_N})? {_DOC} (?:that |which |with |by )*"
-        rf"(?P<verb>ha(?:ve|s)|contains?|mentions?|uses?|defines?|declares?|imports?|includes?)?(?: the)? ?{_MOST} (?P<what>.+)",
+    _form(
         builders.counted("top_documents"),
+        rf"\b{_ASK}{_ALL}(?: top)?(?: {_N})? {_DOC} (?:that |which |with |by )*",
+        r"(?P<verb>ha(?:ve|s)|contains?|mentions?|uses?|defines?|declares?|imports?|includes?)?(?: the)? ?",
+        rf"{_MOST} (?P<what>.+)",
     ),
-    (
-        rf"\b(?:in |of )?(?:which|what)(?: {_N})? {_DOC} {_BE} (?P<what>.+?) {_OCCUR} (?:the )?(?P<most>{_HOW_OFTEN})\b",
+    _form(
         builders.counted("top_documents"),
+        rf"\b(?:in |of )?(?:which|what)(?: {_N})? {_DOC} {_BE} (?P<what>.+?) {_OCCUR} (?:the )?",
+        rf"(?P<most>{_HOW_OFTEN})\b",
     ),
-    (
-        rf"\b(?:which|what)(?: {_N})? {_DOC} (?P<verb>mentions?|uses?|contains?|imports?|refers? to|talks? about) (?P<what>.+?) "
-        rf"(?:the )?(?P<most>{_HOW_OFTEN})\b[?. ]*$",
+    _form(
         builders.counted("top_documents"),
+        rf"\b(?:which|what)(?: {_N})? {_DOC} (?P<verb>mentions?|uses?|contains?|imports?|refers? to|talks? about) ",
+        rf"(?P<what>.+?) (?:the )?(?P<most>{_HOW_OFTEN})\b[?. ]*$",
     ),
-    (
+    _form(
+        builders.counted("top_documents"),
         rf"\b(?:top )(?:{_N} )?{_DOC} by (?:the )?(?P<most>number of|count of)? ?(?P<what>.+)",
-        builders.counted("top_documents"),
     ),
-    (
-        rf"\b(?:which|what|list|name|find|show|give)(?: me)?(?: is| are)?(?: the)?(?: top)?(?: {_N})? {_SIZE}(?: {_M})? {_DOC}\b",
+    _form(
         builders.largest_documents,
+        rf"\b(?:which|what|list|name|find|show|give)(?: me)?(?: is| are)?(?: the)?(?: top)?(?: {_N})? ",
+        rf"{_SIZE}(?: {_M})?",
+        rf" {_DOC}\b",
     ),
-    (rf"\b(?:which|what)(?: {_N})? {_DOC} (?:is|are) (?:the )?{_SIZE}\b", builders.largest_documents),
+    _form(builders.largest_documents, rf"\b(?:which|what)(?: {_N})? {_DOC} (?:is|are) (?:the )?{_SIZE}\b"),
     # Occurrences and lines counted.
-    (
-        rf"\b(?:how many times|how often) {_BE} (?P<what>.+?) (?:been )?{_OCCUR}\b",
+    _form(builders.counted("count"), rf"\b(?:how many times|how often) {_BE} (?P<what>.+?) (?:been )?{_OCCUR}\b"),
+    _form(
         builders.counted("count"),
-    ),
-    (
-        r"\b(?:how many|the number of|number of|count(?: all)?(?: the)?(?: number of)?) (?:the )?"
+        r"\b(?:how many|the number of|number of|count(?: all)?(?: the)?(?: number of)?) (?:the )?",
         r"(?:times |occurrences?|mentions?|instances?|appearances|uses) (?:of )?(?P<what>.+)",
-        builders.counted("count"),
     ),
-    (
-        rf"\b{_MANY} (?:of the )?lines (?:of \w+ )?(?:that |which |do |does )*"
-        r"(?P<what>(?:contain|mention|includ|start|begin|end|hav|with)\w* ?.+)",
+    _form(
         builders.count_lines,
+        rf"\b{_MANY} (?:of the )?lines (?:of \w+ )?(?:that |which |do |does )*",
+        r"(?P<what>(?:contain|mention|includ|start|begin|end|hav|with)\w* ?.+)",
     ),
     # Definitions and values.
-    (
+    _form(
+        builders.definition,
         r"\bwhere (?:is|are|was|were) (?P<what>.+?) (?:first )?(?:defined|declared|implemented|introduced)\b",
-        builders.definition,
     ),
-    (
+    _form(
+        builders.definition,
         rf"\b(?:in )?(?:which|what) {_DOC} (?:is|are|was) (?P<what>.+?) (?:defined|declared|implemented)\b",
-        builders.definition,
     ),
-    (
-        rf"\b(?:which|what|name the|find the) {_DOC} (?:that |which )?(?:defines?|declares?|implements?|introduces?) (?P<what>.+)",
+    _form(
         builders.definition,
+        rf"\b(?:which|what|name the|find the) {_DOC} (?:that |which )?(?:defines?|declares?|implements?|introduces?) ",
+        r"(?P<what>.+)",
     ),
-    (r"\bdefinition of (?P<what>.+)", builders.definition),
-    (
-        r"(?<!maximum )(?<!minimum )(?<!largest )(?<!smallest )(?<!highest )(?<!lowest )(?<!average )(?<!mean )(?<!total )"
-        r"\b(?:value|setting|default) (?:of|for|assigned to|given to) (?P<what>.+)",
+    _form(builders.definition, r"\bdefinition of (?P<what>.+)"),
+    _form(
         builders.value,
+        r"(?<!maximum )(?<!minimum )(?<!largest )(?<!smallest )(?<!highest )(?<!lowest )(?<!average )(?<!mean )",
+        r"(?<!total )",
+        r"\b(?:value|setting|default) (?:of|for|assigned to|given to) (?P<what>.+)",
     ),
-    (r"\bwhat (?:is|was) (?P<what>.+?) (?:set|equal) to\b", builders.value),
+    _form(builders.value, r"\bwhat (?:is|was) (?P<what>.+?) (?:set|equal) to\b"),
     # Documents listed.
-    (
-        rf"\b{_ASK}{_ALL} (?:names of |list of )*(?:the )?{_DOC} (?:that |which |do |does |are )*{_NOT}{_VERB} (?P<what>.+)",
+    _form(
         builders.counted("which_documents"),
+        rf"\b{_ASK}{_ALL} (?:names of |list of )*(?:the )?{_DOC} (?:that |which |do |does |are )*{_NOT}{_VERB} ",
+        r"(?P<what>.+)",
     ),
-    (
-        rf"\b(?:in )?(?:which|what) {_OF_THEM}{_DOC} {_BE} (?P<what>.+?) {_NOT}{_OCCUR}\b",
+    _form(
         builders.counted("which_documents"),
+        rf"\b(?:in )?(?:which|what) {_OF_THEM}{_DOC} {_BE} (?P<what>.+?) {_NOT}{_OCCUR}\b",
     ),
     # Rankings and extremes of items.
-    (
-        rf"\b(?:top |the )?(?:{_N} )?(?:most|least) (?:common|frequent|often|popular|used|widely|cited|mentioned|occurring|imported)"
-        rf"(?:ly)?(?: used| imported| occurring| mentioned| found)? (?:{_M} )?(?P<what>.+)",
+    _form(
         builders.common,
+        rf"\b(?:top |the )?(?:{_N} )?(?:most|least) ",
+        r"(?:common|frequent|often|popular|used|widely|cited|mentioned|occurring|imported)(?:ly)?",
+        rf"(?: used| imported| occurring| mentioned| found)? (?:{_M} )?(?P<what>.+)",
     ),
-    (
-        rf"\b(?:which|what)(?: {_N})? (?P<what>[\w ]+?) (?:(?:is|are|gets?) )?(?:{_OCCUR} )?(?:the )?{_HOW_OFTEN}(?: {_OCCUR})?[?. ]*$",
+    _form(
         builders.common,
+        rf"\b(?:which|what)(?: {_N})? (?P<what>[\w ]+?) (?:(?:is|are|gets?) )?(?:{_OCCUR} )?(?:the )?{_HOW_OFTEN}",
+        rf"(?: {_OCCUR})?[?. ]*$",
     ),
-    (rf"\btop {_N} (?P<what>.+)", builders.common),
-    (
-        rf"\b(?:{_N} )?(?P<extreme>longest|shortest|earliest|oldest|latest|newest|most recent|first|last) (?:{_M} )?(?P<what>.+)",
+    _form(builders.common, rf"\btop {_N} (?P<what>.+)"),
+    _form(
         builders.extreme,
+        rf"\b(?:{_N} )?(?P<extreme>longest|shortest|earliest|oldest|latest|newest|most recent|first|last) ",
+        rf"(?:{_M} )?(?P<what>.+)",
     ),
     # Arithmetic on numbers.
-    (
-        r"\b(?P<stat>sum|total|average|mean|minimum|maximum|smallest|lowest|largest|highest|biggest|greatest)(?! number of)"
-        r"(?: value)?(?: of)? (?P<what>.+)",
+    _form(
         builders.statistic,
+        r"\b(?P<stat>sum|total|average|mean|minimum|maximum|smallest|lowest|largest|highest|biggest|greatest)",
+        r"(?! number of)",
+        r"(?: value)?(?: of)? (?P<what>.+)",
     ),
     # Items listed or counted; presence.
-    (
-        r"\bfind the lines? (?:that |which )?(?P<what>(?:contain|mention|includ|start|begin|end|sa)\w* .+)",
+    _form(
         builders.lines_found,
+        r"\bfind the lines? (?:that |which )?(?P<what>(?:contain|mention|includ|start|begin|end|sa)\w* .+)",
     ),
-    (rf"\b{_MANY} (?P<what>.+)", builders.count_items),
-    (
-        rf"^(?:does|do|is|are) (?:the |this |these |any(?: of)?|it\b|they\b|there\b|an? )* ?(?:{_DOC}|texts?|contexts?|passage)? ?"
-        rf"{_NOT}{_VERB} (?P<what>.+)",
+    _form(builders.count_items, rf"\b{_MANY} (?P<what>.+)"),
+    _form(
         builders.yes_no,
+        r"^(?:does|do|is|are) (?:the |this |these |any(?: of)?|it\b|they\b|there\b|an? )* ?",
+        rf"(?:{_DOC}|texts?|contexts?|passage)? ?{_NOT}{_VERB} (?P<what>.+)",
     ),
-    (r"^(?:is|are|was|were) there (?:any |an? )?(?:mentions? of )?(?P<what>.+)", builders.yes_no),
-    (rf"^(?:is|are|was|were|does|do) (?:any )?(?P<what>.+?) {_OCCUR}\b", builders.yes_no),
-    (rf"\b{_ASK}{_ALL}(?: distinct| different| unique)? (?P<what>.+)", builders.listed),
-    (r"^(?:what|which)(?:'s| is| are| was| were) (?P<what>.+)", builders.value),
+    _form(builders.yes_no, r"^(?:is|are|was|were) there (?:any |an? )?(?:mentions? of )?(?P<what>.+)"),
+    _form(builders.yes_no, rf"^(?:is|are|was|were|does|do) (?:any )?(?P<what>.+?) {_OCCUR}\b"),
+    _form(builders.listed, rf"\b{_ASK}{_ALL}(?: distinct| different| unique)? (?P<what>.+)"),
+    _form(builders.value, r"^(?:what|which)(?:'s| is| are| was| were) (?P<what>.+)"),
 )
-_FORMS = tuple((re.compile(form, re.IGNORECASE), build) for form, build in _TABLE)
 
 
 def understand(text: str) -> Question:

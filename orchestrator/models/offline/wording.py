@@ -16,6 +16,22 @@ _AS_WRITTEN = {
 }
 
 
+SUMMARY = "Summarise the text below in at most 5 sentences. Reply with one line of JSON, a list of sentences."
+_COUNT = (
+    "For each document below, how many {what}?{reading} Reply with one line of JSON, an object from document name to "
+    "number, and nothing else. Leave out the documents where it is 0."
+)
+_ITEMS = (
+    "List the distinct {items} in the documents below, with how often each occurs.{reading} Reply with one line of "
+    "JSON, an object from item to number, and nothing else."
+)
+_QUOTES = (
+    "Quote what answers it in the documents below, word for word. Reply with one line of JSON, a list of at most 5 "
+    "objects with the keys document, quote, value (the part of the quote that is the answer, if there is one) and "
+    "confidence (0 to 1). Reply with an empty list if nothing answers it."
+)
+
+
 def questions(question: Question) -> tuple[str, ...]:
     """Return what to ask of every slice; each text stands before the slice itself."""
     if question.kind in COUNTS and question.noun == "occurrences" and question.terms:
@@ -25,21 +41,10 @@ def questions(question: Question) -> tuple[str, ...]:
     if question.kind in COUNTS:
         return (_count(f"{noun(question)} are there", question.terms),)
     if question.kind in ITEMS:
-        return (
-            f"List the distinct {noun(question)} in the documents below, with how often each occurs.{_reading(question.terms)} "
-            "Reply with one line of JSON, an object from item to number, and nothing else.",
-        )
+        return (_ITEMS.format(items=noun(question), reading=_reading(question.terms)),)
     if question.kind == "summary":
         return (SUMMARY,)
-    return (
-        f"Question: {question.text}\n"
-        "Quote what answers it in the documents below, word for word. Reply with one line of JSON, a list of at most 5 objects with "
-        "the keys document, quote, value (the part of the quote that is the answer, if there is one) and confidence (0 to 1). "
-        "Reply with an empty list if nothing answers it.",
-    )
-
-
-SUMMARY = "Summarise the text below in at most 5 sentences. Reply with one line of JSON, a list of sentences."
+    return (f"Question: {question.text}\n{_QUOTES}",)
 
 
 def noun(question: Question) -> str:
@@ -83,10 +88,7 @@ def _term(word: str, terms: Terms) -> str:
 
 
 def _count(what: str, terms: Terms | None) -> str:
-    return (
-        f"For each document below, how many {what}?{_reading(terms)} Reply with one line of JSON, an object from document name to "
-        "number, and nothing else. Leave out the documents where it is 0."
-    )
+    return _COUNT.format(what=what, reading=_reading(terms))
 
 
 def _reading(terms: Terms | None) -> str:

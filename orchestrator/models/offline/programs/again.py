@@ -1,4 +1,4 @@
-"""Ask once more what failed or was cut off; what was cut off, in two halves."""
+"""I ask once more what failed, and what was cut off in two halves."""
 
 from __future__ import annotations
 

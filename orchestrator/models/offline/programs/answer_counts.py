@@ -1,4 +1,4 @@
-"""Put the answer together from numbers a document."""
+"""The numbers are in: I put the answer together."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ LEAST = False
 NEGATE = False
 
 # ---- in the REPL ----
+SHOWN = 5
+
 total = counts.total()
 with_it = [name for name in documents if counts[name]]
 chosen = [name for name in documents if not counts[name]] if NEGATE else with_it
@@ -34,6 +36,6 @@ else:
     answer = "\n".join(f"{name}: {counts[name]} {PLURAL}{READING}" for name in ranked[:NUMBER])
     tied = [name for name in ranked[NUMBER:] if counts[name] == counts[ranked[NUMBER - 1]]]
     if tied:
-        answer += f"\n(As many: {', '.join(tied[:5])}{' and others' if len(tied) > 5 else ''}.)"
+        answer += f"\n(As many: {', '.join(tied[:SHOWN])}{' and others' * (len(tied) > SHOWN)}.)"
     answer = answer or f"I could not find {SINGULAR}{READING} in any document."
 Final = answer + otherwise + gap()

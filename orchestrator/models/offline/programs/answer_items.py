@@ -1,4 +1,4 @@
-"""Put the answer together from items and how often each occurs."""
+"""The lists are merged: I put the answer together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ NUMBER = 1
 LEAST = False
 
 # ---- in the REPL ----
+SHOWN = 5
+
 if not found:
     answer = f"I could not find any {PLURAL}."
 elif KIND == "count_distinct":
@@ -19,7 +21,7 @@ elif KIND == "common":
     answer = "\n".join(f"{item}: {found[item]} times" for item in ranked[:NUMBER])
     tied = [item for item in ranked[NUMBER:] if found[item] == found[ranked[NUMBER - 1]]]
     if tied:
-        answer += f"\n(As often: {', '.join(tied[:5])}{' and others' if len(tied) > 5 else ''}.)"
+        answer += f"\n(As often: {', '.join(tied[:SHOWN])}{' and others' * (len(tied) > SHOWN)}.)"
 elif KIND in ("longest", "shortest"):
     ranked = sorted(found, key=lambda item: (-len(item) if KIND == "longest" else len(item), item))
     answer = "\n".join(f"{item} ({len(item)} characters)" for item in ranked[:NUMBER])

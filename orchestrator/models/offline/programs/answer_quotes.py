@@ -1,4 +1,4 @@
-"""Put the answer together from the quotations that rank highest."""
+"""I put the answer together, with the places it comes from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ DEFINED = 0.55
 # ---- in the REPL ----
 from typing import Any
 
+NEARLY_ALL = 0.9
+
 
 def shown(item: dict[str, Any]) -> str:
     place = f"line {item['line']}" if len(documents) == 1 else f"{item['document']}, line {item['line']}"
@@ -20,7 +22,7 @@ def shown(item: dict[str, Any]) -> str:
 
 sure = [item for item in best if item["coverage"] >= ENOUGH]
 top = [item for item in sure if item["rank"] >= sure[0]["rank"] - 0.05]
-valued = [item for item in top if item.get("value") and (KIND == "value" or item["coverage"] > 0.9)]
+valued = [item for item in top if item.get("value") and (KIND == "value" or item["coverage"] > NEARLY_ALL)]
 if not sure:
     answer = f"I could not find an answer to: {QUERY}"
     answer += f"\nThe nearest passage: {shown(best[0])}" if best else ""

@@ -1,4 +1,4 @@
-"""Map: ask the question of every slice, many at once, and keep the replies as they come."""
+"""I ask the same plain question of every slice, many at once, and keep the replies as they come."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from orchestrator.models.offline.programs.guest import (
 )
 
 QUESTIONS: tuple[str, ...] = ()
-BATCH = 64
 
 # ---- in the REPL ----
 import json
@@ -21,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+BATCH = 64
 Piece = list[tuple[str, int, int]]  # document, start, end
 tasks = [(number, piece) for number in range(len(QUESTIONS)) for piece in slices]
 replies: dict[int, Any] = {}
@@ -41,7 +41,11 @@ def ask(todo: Sequence[int]) -> None:
             answers = llm_query_batched([prompt(*tasks[index]) for index in group])
         except QueryRefused as refusal:
             print("refused:", refusal.reason, "limit:", refusal.limit)
-            if refusal.reason != "too_large" and 1 <= (refusal.limit or 0) < len(group):
+            if refusal.reason.endswith("too_large"):
+                unreadable.update(group)
+                todo = todo[batch:]
+                continue
+            if 1 <= (refusal.limit or 0) < len(group):
                 batch = int(refusal.limit or 1)  # so many would fit
                 continue
             failed.update(dict.fromkeys(todo, refusal.reason))
@@ -51,7 +55,10 @@ def ask(todo: Sequence[int]) -> None:
             failed.pop(index, None)
             unreadable.discard(index)
             if isinstance(answer, FailedQuery):
-                failed[index] = answer.reason
+                if answer.reason.endswith("too_large"):
+                    unreadable.add(index)  # to be cut in two
+                else:
+                    failed[index] = answer.reason
                 continue
             body = answer.strip().removeprefix("```json").strip("`\n ")
             try:
@@ -68,7 +75,8 @@ def gap() -> str:
     reasons = dict(Counter(failed.values()))
     if unread:
         reasons["beyond the budget"] = unread
-    return f"\n(Incomplete: {missing} of {len(tasks) + unread * len(QUESTIONS)} pieces were not read: {reasons or 'no readable reply'}.)"
+    wanted = len(tasks) + unread * len(QUESTIONS)
+    return f"\n(Incomplete: {missing} of {wanted} pieces were not read: {reasons or 'no readable reply'}.)"
 
 
 ask(range(len(tasks)))

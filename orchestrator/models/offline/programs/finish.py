@@ -1,4 +1,4 @@
-"""Answer with the best there is."""
+"""I answer with what I have."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""What the REPL holds for the programs: the names of the box, and what earlier cells of ours leave there."""
-
+# What the REPL holds for the programs: the names of the box, and what earlier cells of ours leave there.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeAlias
 
-Piece = list[tuple[str, int, int]]
+Piece: TypeAlias = list[tuple[str, int, int]]
 
 # The box.
 context: str | list[str] | dict[str, str]

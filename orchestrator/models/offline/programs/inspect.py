@@ -1,4 +1,4 @@
-"""First look: how the context is laid out, and how its parts are named."""
+"""I look at how the text is laid out and what is left of the budget."""
 
 from __future__ import annotations
 

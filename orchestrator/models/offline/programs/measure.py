@@ -1,4 +1,4 @@
-"""Sizes and words: arithmetic on the whole text, without a sub-call."""
+"""This is arithmetic: code does it exactly, and no sub-call is needed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ for name, text in documents.items():
 
 if KIND == "count":
     draft = f"{sizes.total()} {NOUN}"
-    if NOUN not in ("documents",) and len(documents) > 1:
+    if NOUN != "documents" and len(documents) > 1:
         draft += f" in {len(documents)} documents"
     draft += ". (A word is what stands between white space.)" if NOUN == "words" else "."
 elif KIND == "top_documents":

@@ -1,4 +1,4 @@
-"""Reduce numbers a document; a term is counted once more in code, in every reading."""
+"""I add the numbers up, and count terms once more in code, as a check and in other readings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reduce items and how often each occurs."""
+"""I merge the lists."""
 
 from __future__ import annotations
 

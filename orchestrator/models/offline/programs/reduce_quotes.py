@@ -1,4 +1,4 @@
-"""Reduce quotations: keep those that really stand in their document, and rank them by how rare the shared words are."""
+"""I keep the quotations that really stand in the text and rank them by how rare their words are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cut the documents into slices at line ends, as many as the budget allows."""
+"""I cut the documents into slices at line ends, no more of them than the budget allows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ SEPARATOR = ""
 SCOPE = ""
 TERMS: tuple[str, ...] = ()
 SLICE_CHARS = 100_000
-LARGEST_CHARS = 1_500_000
 QUESTION_COUNT = 1
-CALLS_KEPT = 10
 
 # ---- in the REPL ----
 import re
 from collections.abc import Iterator
+
+CALLS_KEPT = 10  # for further turns
+LARGEST_CHARS = 1_500_000
 
 if SEPARATOR:
     (whole,) = documents.values()

@@ -1,4 +1,4 @@
-"""Reduce sentences quoted from every slice, level by level, until few are left."""
+"""I condense the quoted sentences, level by level, until few are left."""
 
 from __future__ import annotations
 
