@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -31,7 +31,17 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line, in the form of every other error here."""
+    """An argument parser whose complaint is one line, in the form of every other error here.
+
+    Attributes:
+        more_help: gives text that follows the options; called only when help is printed.
+    """
+
+    more_help: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """Return the help, with what :attr:`more_help` gives."""
+        return super().format_help() + (f"\n{self.more_help()}" if self.more_help is not None else "")
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is, and leave with the code for wrong usage."""

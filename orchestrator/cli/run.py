@@ -58,7 +58,14 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--journal", metavar="DIR", type=Path, help="folder of the journals (default: see CLI.md)")
     parser.add_argument("--quiet", action="store_true", help="show no progress, only errors")
     add_json(parser, "the result")
+    parser.more_help = _offline_help
     parser.set_defaults(handler=handle)
+
+
+def _offline_help() -> str:
+    from orchestrator.models.offline import HELP
+
+    return HELP
 
 
 def handle(args: argparse.Namespace) -> int:

@@ -142,7 +142,7 @@ class KernelClient:
                 self._replied = True
             elif kind == "kernel_info_reply" and self._fold is None:
                 self._replied = True
-        elif self._fold is not None and not self._replied and isinstance(kind, str):
+        elif self._fold is not None and not self._replied and isinstance(kind, str) and kind != "execute_reply":
             self._fold.message(kind, content)
 
     def _parse(self, parts: list[bytes]) -> dict[str, Any]:

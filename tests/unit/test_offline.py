@@ -106,6 +106,23 @@ def test_sizes_need_no_sub_call() -> None:
     assert repl.prompts == []
 
 
+def test_a_question_for_each_document_is_answered_for_each() -> None:
+    expected = [f"{name}: {text.count(chr(10))} lines" for name, text in LIBRARY.items()]
+    assert sorted(ask("For each file, how many lines does it have?").splitlines()) == sorted(expected)
+    assert ask("List all files.").splitlines() == list(LIBRARY)
+
+
+def test_terms_counted_by_code_need_no_complete_map() -> None:
+    class Poor(FakeRepl):
+        def _left(self) -> dict[str, int | float]:
+            return super()._left() | {"tokens": 40_000}
+
+    answer = Poor(OfflineModel(), LIBRARY).run("How many times does the word heron occur?") or ""
+    assert answer.startswith(f"{_words('heron')} occurrences")
+    assert "sub-calls gave" in answer
+    assert "of the part that the budget allowed" in answer
+
+
 def test_a_list_and_a_single_text_are_contexts_too() -> None:
     assert ask("Which documents mention Orion?", ["no", "See Orion.", "orionid"]).splitlines() == [
         '1 of 3 documents contains the word "Orion" (whole word, upper and lower case alike):',

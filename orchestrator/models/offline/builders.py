@@ -16,6 +16,7 @@ _LEAST = re.compile(r"(?i)\b(?:fewest|least|lowest|smallest|rarest)\b")
 _MOST_WORDS_OF_A_LABEL = 4
 _MOST_WORDS_OF_A_TERM = 6
 _MANY = 10
+_PRONOUNS = ("it", "this", "that", "they", "these", "there")
 
 
 def counted(kind: Kind) -> Build:
@@ -34,7 +35,7 @@ def counted(kind: Kind) -> Build:
             found.relation,
             number=_number(groups, 1),
             least=bool(_LEAST.search(groups.get("most") or "")),
-            negate=bool(groups.get("no")),
+            negate=bool(groups.get("no")) or groups["what"].lower().startswith("neither "),
         )
 
     return build
@@ -43,7 +44,7 @@ def counted(kind: Kind) -> Build:
 def count_items(match: re.Match[str], question: Masked) -> Question | None:
     """``how many X are there``, whatever X is."""
     what = match["what"]
-    found = phrases.item(what, question)
+    found = phrases.item(what, question) or _item_with(what, question)
     if found is not None:
         distinct = re.match(r"(?i)(?:of )?(?:the )?(?:distinct|different|unique)\b", what)
         return Question("", "count_distinct" if distinct else "count", found.noun, found.terms, found.relation)
@@ -53,6 +54,8 @@ def count_items(match: re.Match[str], question: Masked) -> Question | None:
     wanted = phrases.terms(what, question)
     if wanted is None or any(" " in word for word in wanted.words):
         return None
+    if "⟦" in what:
+        return Question("", "count", terms=wanted)
     forms = tuple(dict.fromkeys(form for word in wanted.words for form in _number_forms(word)))
     return Question("", "count", terms=replace(wanted, words=forms, every=False))
 
@@ -66,6 +69,11 @@ def count_lines(match: re.Match[str], question: Masked) -> Question | None:
 def count_documents(_match: re.Match[str], _question: Masked) -> Question:
     """``how many documents are there``."""
     return Question("", "count", "documents")
+
+
+def list_documents(_match: re.Match[str], _question: Masked) -> Question:
+    """``list all files``."""
+    return Question("", "list", "documents")
 
 
 def largest_documents(match: re.Match[str], _question: Masked) -> Question:
@@ -140,11 +148,7 @@ def listed(match: re.Match[str], question: Masked) -> Question | None:
     after = re.match(r"(?i)numbers after the label (⟦\d+⟧)", what)
     if after:
         return Question("", "list", "labelled numbers", what=question.fill(after[1]))
-    found = phrases.item(what, question)
-    if found is None:
-        # ``TODO comments``: an item that contains the word before it.
-        before = re.match(r"(?i)(⟦\d+⟧|[\w-]+) (comments?|lines?|headings?)\b(.*)$", phrases.trim(what))
-        found = phrases.item(f"{before[2]} that contain {before[1]}", question) if before and not before[3] else None
+    found = phrases.item(what, question) or _item_with(what, question)
     return Question("", "list", found.noun, found.terms, found.relation) if found else None
 
 
@@ -168,7 +172,7 @@ def value(match: re.Match[str], question: Masked) -> Question | None:
         phrases.trim(match["what"]),
     )
     what = re.sub(r"(?i)^(?:the|an?) ", "", question.fill(what))
-    return Question("", "value", what=what) if what else None
+    return Question("", "value", what=what) if what and what.lower() not in _PRONOUNS else None
 
 
 def yes_no(match: re.Match[str], question: Masked) -> Question | None:
@@ -190,6 +194,12 @@ def lines_found(match: re.Match[str], question: Masked) -> Question | None:
         return Question("", "passages")
     found = phrases.item("lines that " + match["what"], question)
     return Question("", "list", found.noun, found.terms, found.relation) if found else None
+
+
+def _item_with(what: str, question: Masked) -> Subject | None:
+    """Read ``TODO comments``: items that contain the word before them."""
+    before = re.match(r"(⟦\d+⟧|[A-Z][A-Z0-9_-]+) (comments?|lines?|headings?)$", phrases.trim(what))
+    return phrases.item(f"{before[2]} that contain {before[1]}", question) if before else None
 
 
 def _of_verb(verb: str, what: str, question: Masked) -> Subject | None:

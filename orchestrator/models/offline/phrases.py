@@ -17,15 +17,18 @@ _TAIL = re.compile(
     r"|(?:the|this|these|those|all|each|every|any|our|my)\b.*)"
     r"|of (?:the|this|these|all|all the) (?:texts?|documents?|files?|context|corpus|collection)"
     r"|altogether|overall|combined|at all|at least once|anywhere|somewhere"
-    r"|and (?:where|how often|how many times|in which)\b.*|(?:that )?(?:is|are|was|were|get|gets) "
-    r"(?:there|mentioned|used|defined|found|listed|present|named|in use|given|made|declared|contained|discussed)"
+    r"|and (?:where|how often|how many times|in which|sort|count|return|give|show|print|order|say|tell)\b.*"
+    r"|(?:does|do|did) (?:it|they|the|this|that|these|each)\b.*"
+    r"|(?:that )?(?:is|are|was|were|get|gets) "
+    r"(?:there|used|defined|present|named|in use|made|declared|contained|discussed)"
+    r"|(?:that )?(?:(?:is|are|was|were) )?(?:mentioned|found|listed|given|stated|hidden)"
     r"|(?:are )?there|exist|occur|appear|occurs|appears)[ .,;:!?]*$",
     re.IGNORECASE,
 )
 _EDGES = " \t.,;:!?()"
 _LEADING = re.compile(
     r"^(?:(?:all|every|each|any|some|of|the|these|those|a|an|its|their|different|distinct|unique|various|individual|"
-    r"names? of|list of|full|complete|exact|single|actual|valid)\b ?)+",
+    r"names? of|list of|full|complete|exact|single|actual|valid|at least one|one or more)\b ?)+",
     re.IGNORECASE,
 )
 _TERM_LABEL = re.compile(
@@ -40,11 +43,26 @@ _FILTER = re.compile(
     r"|end(?:s|ing)? (?:with|in)|named|called|saying|says?|matching|with|have|has|having) (?P<what>.+)$",
     re.IGNORECASE,
 )
+_SUPERLATIVE = re.compile(r"(?:the )?(?:most|fewest|least|highest|lowest|largest|smallest)\b", re.IGNORECASE)
 _AFTER_NOUN = re.compile(
     r"^(?:(?:that |which )?(?:have|has|with|whose) )?"
     r"(?:names?|mentioned|used|defined|found|listed|present|imported)\b ?",
     re.IGNORECASE,
 )
+_CHARACTERS = {
+    "underscore": "_",
+    "hyphen": "-",
+    "dash": "-",
+    "dot": ".",
+    "period": ".",
+    "comma": ",",
+    "colon": ":",
+    "semicolon": ";",
+    "hash": "#",
+    "question mark": "?",
+    "exclamation mark": "!",
+    "dollar sign": "$",
+}
 _COUNTING = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _NUMBERS = {word: number for number, word in enumerate(_COUNTING, 1)} | {"fifteen": 15, "twenty": 20}
 
@@ -157,14 +175,21 @@ def trim(fragment: str) -> str:
 def terms(fragment: str, question: Masked) -> Terms | None:
     """Return the terms that ``fragment`` names, read as the whole question says they should be."""
     fragment = trim(fragment)
+    character = _CHARACTERS.get(re.sub(r"^(?:an?|the) ", "", fragment.lower()))
+    if character:
+        return Terms((character,), whole_word=False, ignore_case=False)
+    if re.search(r" (?:but not|without|and not) ", fragment):
+        return None  # a condition of this form is not understood; taken for words, it would be answered wrongly
     labelled = _TERM_LABEL.search(fragment)
-    bare = re.sub(r"^(?:both|either|any of|all of|the|an?) ", "", _TERM_LABEL.sub("", fragment), flags=re.IGNORECASE)
+    bare = re.sub(
+        r"^(?:both|either|neither|any of|all of|the|an?) ", "", _TERM_LABEL.sub("", fragment), flags=re.IGNORECASE
+    )
     holes = _HOLE.findall(bare)
     if holes:
         words = tuple(question.quoted[int(number)] for number in holes)
         joined = _HOLE.sub("", bare)
     else:
-        parts = re.split(r",? (?:and|or) (?:the (?:word|term) )?|, ", bare)
+        parts = re.split(r",? (?:and|or|nor) (?:the (?:word|term) )?|, ", bare)
         words = tuple(part.strip(_EDGES) for part in parts if part.strip(_EDGES))
         if any(part.count(" ") > 1 for part in words):
             words = (bare.strip(_EDGES),)
@@ -212,20 +237,23 @@ def item(fragment: str, question: Masked) -> Subject | None:
             continue
         rest = trim(fragment[match.end() :])
         rest = _AFTER_NOUN.sub("", rest)
-        if not rest:
-            return Subject(noun)
-        condition = _FILTER.match(rest)
-        if condition:
-            wanted = terms(condition["what"], question)
-            if wanted is None:
-                return None
-            if noun not in _RUNNING_TEXT:
-                wanted = replace(wanted, whole_word=False)
-            return Subject(noun, wanted, _relation(condition["relation"]))
-        if _HOLE.fullmatch(rest) and noun not in ("words", "characters", "names", "numbers"):
-            return Subject(noun, terms(rest, question), "is")
-        return None
+        return _conditioned(noun, rest, question) if rest else Subject(noun)
     return None
+
+
+def _conditioned(noun: str, condition: str, question: Masked) -> Subject | None:
+    """Read what an item must contain, start or end with, or be called."""
+    match = _FILTER.match(condition)
+    if match is None:
+        # ``keys "port"``: but words and numbers in quotation marks are terms.
+        bare = _HOLE.fullmatch(condition) and noun not in ("words", "characters", "names", "numbers")
+        return Subject(noun, terms(condition, question), "is") if bare else None
+    wanted = None if _SUPERLATIVE.match(match["what"]) else terms(match["what"], question)
+    if wanted is None:
+        return None
+    if noun not in _RUNNING_TEXT:
+        wanted = replace(wanted, whole_word=False)
+    return Subject(noun, wanted, _relation(match["relation"]))
 
 
 def subject(fragment: str, question: Masked) -> Subject | None:

@@ -27,6 +27,10 @@ _REFUSED = re.compile(r"^refused: (\w+) limit:", re.MULTILINE)
 _NOTHING = re.compile(r"^nothing found$", re.MULTILINE)
 # Labels that may also stand for sums of money without a label.
 _MONEY = ("amount", "price", "cost")
+_EACH = re.compile(
+    r"(?i)\b(?:(?:for|in|of) (?:each|every)|per) (?:\w+ )?(?:documents?|files?|pages?|chapters?|modules?)\b"
+)
+_EVERY_DOCUMENT = 100_000
 _MOST_FAILURES = 4
 _MOST_RESTARTS = 3
 _MOST_ROUNDS = 8
@@ -66,6 +70,8 @@ def query_of(first: str) -> str | None:
 def readings(query: str) -> tuple[Question, ...]:
     """Return the readings of a question, in the order in which they are tried while nothing is found."""
     question = understand(query)
+    if question.kind == "count" and _EACH.search(question.text):
+        question = replace(question, kind="top_documents", number=_EVERY_DOCUMENT)
     if question.noun != "labelled numbers":
         return (question,)
     money = [replace(question, noun="amounts of money", what="")] if question.what.lower() in _MONEY else []

@@ -113,7 +113,11 @@ _FORMS: tuple[_Form, ...] = (
     ),
     _form(builders.largest_documents, rf"\b(?:which|what)(?: {_N})? {_DOC} (?:is|are) (?:the )?{_SIZE}\b"),
     # Occurrences and lines counted.
-    _form(builders.counted("count"), rf"\b(?:how many times|how often) {_BE} (?P<what>.+?) (?:been )?{_OCCUR}\b"),
+    _form(
+        builders.counted("count"),
+        rf"\b(?:how many times|how often) (?:{_BE} |(?=⟦|the (?:word|text|phrase|string)\b))",
+        rf"(?P<what>.+?) (?:been )?{_OCCUR}\b",
+    ),
     _form(
         builders.counted("count"),
         r"\b(?:how many|the number of|number of|count(?: all)?(?: the)?(?: number of)?) (?:the )?",
@@ -147,6 +151,11 @@ _FORMS: tuple[_Form, ...] = (
     ),
     _form(builders.value, r"\bwhat (?:is|was) (?P<what>.+?) (?:set|equal) to\b"),
     # Documents listed.
+    _form(
+        builders.list_documents,
+        rf"^{_ASK}{_ALL} (?:names of |list of )*(?:the |all )*",
+        r"(?:documents?|files?|modules?|chapters?)(?: names)?[?. ]*$",
+    ),
     _form(
         builders.counted("which_documents"),
         rf"\b{_ASK}{_ALL} (?:names of |list of )*(?:the )?{_DOC} (?:that |which |do |does |are )*{_NOT}{_VERB} ",
@@ -196,6 +205,7 @@ _FORMS: tuple[_Form, ...] = (
     _form(builders.yes_no, rf"^(?:is|are|was|were|does|do) (?:any )?(?P<what>.+?) {_OCCUR}\b"),
     _form(builders.listed, rf"\b{_ASK}{_ALL}(?: distinct| different| unique)? (?P<what>.+)"),
     _form(builders.value, r"^(?:what|which)(?:'s| is| are| was| were) (?P<what>.+)"),
+    _form(builders.value, r"^(?:find|tell me|give me|get|return|show me|look up) (?P<what>.+)"),
 )
 
 
@@ -230,7 +240,7 @@ def _scope(question: Masked) -> tuple[str, str]:
         r"(?i)[ ,]*\b(?:in|from|within|inside|of|does|do) (?:the )?"
         r"(?:(?:file|document|module|page|chapter|article) (?:named |called )?)"
         r"(?P<named>⟦\d+⟧|[\w./-]{1,200}\.[a-z]\w{0,5}|\d{1,6})(?=[\s?.,;:]|$)"
-        r"|[ ,]*\b(?:in|from|within|inside) (?P<bare>[\w./-]{1,200}\.[a-z]\w{0,5})(?=[\s?.,;:]|$)",
+        r"|[ ,]*\b(?:in|from|within|inside|does|do) (?P<bare>[\w./-]{1,200}\.[a-z]\w{0,5})(?=[\s?.,;:]|$)",
         question.text,
     )
     if match is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.models.offline.programs.guest import counts, documents, gap, otherwise
+from orchestrator.models.offline.programs.guest import counts, documents, otherwise
 
 KIND = "count"
 SINGULAR = 'the word "X"'
@@ -38,4 +38,4 @@ else:
     if tied:
         answer += f"\n(As many: {', '.join(tied[:SHOWN])}{' and others' * (len(tied) > SHOWN)}.)"
     answer = answer or f"I could not find {SINGULAR}{READING} in any document."
-Final = answer + otherwise + gap()
+Final = answer + otherwise

@@ -47,6 +47,8 @@ if KIND == "count":
     if NOUN != "documents" and len(documents) > 1:
         draft += f" in {len(documents)} documents"
     draft += ". (A word is what stands between white space.)" if NOUN == "words" else "."
+elif KIND == "list" and NOUN == "documents":
+    draft = "\n".join(documents)
 elif KIND == "top_documents":
     ranked = sorted(sizes, key=lambda name: (sizes[name] if LEAST else -sizes[name], name))[:NUMBER]
     draft = "\n".join(f"{name}: {sizes[name]} {NOUN}" for name in ranked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.models.offline.programs.guest import QUESTIONS, documents, gap, replies, tasks
+from orchestrator.models.offline.programs.guest import QUESTIONS, documents, gap, replies, tasks, unread
 
 TERMS: tuple[str, ...] = ()
 EVERY = False
@@ -58,13 +58,14 @@ def measure(table: Counter[str]) -> str:
 
 
 counts: Counter[str] = Counter({name: join([table[name] for table in partial]) for name in documents})
-otherwise = ""
+otherwise = "" if TERMS else gap()
 print("by sub-calls:", counts.total(), "in", having(counts), "of", len(documents), "documents; strays:", strays, gap())
 if TERMS:
     checked = recount(whole=WHOLE_WORD, alike=IGNORE_CASE)
     print("by code:     ", checked.total(), "in", having(checked), "documents; same everywhere:", checked == counts)
     if checked != counts:
-        otherwise = f"\n(Counted by code; sub-calls gave {counts.total()} in {having(counts)} documents.)"
+        part = " of the part that the budget allowed" if unread else ""
+        otherwise = f"\n(Counted by code; sub-calls gave {counts.total()} in {having(counts)} documents{part}.)"
         counts = checked
     for whole, alike, reading in ((False, False, "anywhere, as written"), (True, True, "as a whole word, in any case")):
         table = recount(whole=whole, alike=alike)

@@ -1,0 +1,344 @@
+"""What model code can call, against a host that answers as it is told."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from sandbox_image import wire
+from sandbox_image.guest_api import Connection, FailedQuery, GuestApi, QueryRefused, as_text
+from sandbox_image.wire import Kind
+
+MAX_FRAME = 1 << 12
+MAX_MESSAGE = 1 << 16
+WINDOW = 4
+BOUND = 10
+
+Answer = tuple[dict[str, Any], str]
+Call = tuple[dict[str, Any], str]
+
+
+def refusal(reason: str, limit: float | None = None) -> Answer:
+    return {"error": {"reason": reason, "limit": limit, "message": "no"}}, ""
+
+
+class FakeHost:
+    """Answers the calls that come over a socket, on a thread of its own.
+
+    Attributes:
+        answer: gives result or refusal, and text, for a call's head and body; None leaves it waiting.
+        calls: heads and bodies of all that arrived.
+        most: how many calls were ever under way at once.
+    """
+
+    def __init__(self) -> None:
+        self.guest_end, self._socket = socket.socketpair()
+        self.answer: Callable[[dict[str, Any], str], Answer | None] = lambda _head, body: ({"result": {}}, body)
+        self.calls: list[Call] = []
+        self.arrived = threading.Semaphore(0)
+        self.under_way = self.most = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        decoder, assembler = wire.Decoder(MAX_FRAME, frozenset((Kind.RPC,))), wire.Assembler(1 << 24)
+        with suppress(OSError):
+            while data := self._socket.recv(1 << 16):
+                for frame in decoder.feed(data):
+                    message = assembler.feed(frame.payload)
+                    if message is not None:
+                        head, body = wire.unpack_message(message)
+                        self._take(head, str(body, "utf-8"))
+
+    def _take(self, head: dict[str, Any], body: str) -> None:
+        with self._lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        self.calls.append((head, body))
+        answer = self.answer(head, body)
+        if answer is not None:
+            self.reply(head["id"], *answer)
+        self.arrived.release()
+
+    def reply(self, identity: str, facts: dict[str, Any], text: str = "") -> None:
+        with self._lock:
+            self.under_way -= 1
+            message = wire.pack_message({"id": identity, **facts}, text.encode())
+            for fragment in wire.encode_fragments(message, MAX_FRAME - 1):
+                self._socket.sendall(fragment)
+
+    def wait(self, calls: int) -> None:
+        for _ in range(calls):
+            assert self.arrived.acquire(timeout=BOUND)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(BOUND)
+        self._socket.close()
+        self.guest_end.close()
+
+    def params(self, method: str) -> list[dict[str, Any]]:
+        return [head["params"] for head, _ in self.calls if head["method"] == method]
+
+
+@pytest.fixture
+def host() -> Iterator[FakeHost]:
+    host = FakeHost()
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def connection(host: FakeHost) -> Connection:
+    return Connection(host.guest_end, MAX_FRAME, MAX_MESSAGE, WINDOW)
+
+
+@pytest.fixture
+def names() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def api(connection: Connection, names: dict[str, Any]) -> GuestApi:
+    return GuestApi(connection, names)
+
+
+class TestCalls:
+    def test_a_query_is_its_prompt_and_its_answer_a_text(self, host: FakeHost, api: GuestApi) -> None:
+        host.answer = lambda _head, body: ({"result": {"stop": "end"}}, body.upper())
+        assert api.llm_query("héllo") == "HÉLLO"
+        assert api.llm_query("x", model="small", max_tokens=5) == "X"
+        assert host.params("llm_query") == [{}, {"model": "small", "max_tokens": 5}]
+
+    def test_a_prompt_of_many_frames_and_its_answer_travel_whole(self, host: FakeHost, api: GuestApi) -> None:
+        prompt = "é" * (MAX_MESSAGE // 2)
+        assert api.llm_query(prompt) == prompt
+
+    def test_lone_surrogates_become_question_marks(self, api: GuestApi) -> None:
+        assert api.llm_query("a\ud800b") == "a?b"
+
+    def test_a_prompt_that_is_too_large_is_refused_before_it_leaves(self, host: FakeHost, api: GuestApi) -> None:
+        with pytest.raises(QueryRefused, match="at most 65,536") as caught:
+            api.llm_query("x" * (MAX_MESSAGE + 1))
+        assert (caught.value.reason, caught.value.limit) == ("too_large", MAX_MESSAGE)
+        assert host.calls == []
+
+    def test_a_refusal_is_raised_with_reason_and_limit(self, host: FakeHost, api: GuestApi) -> None:
+        host.answer = lambda _head, _body: refusal("calls", 3)
+        with pytest.raises(QueryRefused, match="reason='calls', limit=3") as caught:
+            api.llm_query("x")
+        assert (caught.value.reason, caught.value.limit) == ("calls", 3)
+
+    @pytest.mark.parametrize("prompt", [None, 1, b"x", ["x"]], ids=str)
+    def test_a_prompt_that_is_no_text_is_a_type_error(self, host: FakeHost, api: GuestApi, prompt: Any) -> None:
+        with pytest.raises(TypeError, match=type(prompt).__name__):
+            api.llm_query(prompt)
+        assert host.calls == []
+
+    def test_ids_are_unique_and_unguessable(self, host: FakeHost, api: GuestApi) -> None:
+        for _ in range(20):
+            api.budget()
+        identities = {head["id"] for head, _ in host.calls}
+        assert len(identities) == 20
+        assert all(len(bytes.fromhex(identity)) == 16 for identity in identities)
+
+    def test_a_fork_cannot_call_and_is_told_so(self, host: FakeHost, api: GuestApi, connection: Connection) -> None:
+        connection._pid = os.getpid() + 1
+        with pytest.raises(QueryRefused, match="process of the REPL"):
+            api.llm_query("x")
+        assert host.calls == []
+
+    def test_threads_take_turns_within_the_window(self, host: FakeHost, api: GuestApi) -> None:
+        host.answer = lambda _head, _body: None
+        with ThreadPoolExecutor(WINDOW * 3) as pool:
+            answers = [pool.submit(api.llm_query, str(number)) for number in range(WINDOW * 3)]
+            host.wait(WINDOW)
+            for done in range(WINDOW * 3):
+                head, body = host.calls[done]
+                host.reply(head["id"], {"result": {}}, body)
+                host.wait(1 if done < WINDOW * 2 else 0)
+            assert [answer.result(BOUND) for answer in answers] == [str(number) for number in range(WINDOW * 3)]
+        assert host.most == WINDOW
+
+    def test_an_interrupted_call_does_not_spoil_the_next(self, host: FakeHost, api: GuestApi) -> None:
+        def interrupt(_head: dict[str, Any], body: str) -> Answer | None:
+            if body == "hangs":
+                _thread.interrupt_main()
+                return None
+            return {"result": {}}, body
+
+        host.answer = interrupt
+        for _ in range(WINDOW - 1):
+            with pytest.raises(KeyboardInterrupt):
+                api.llm_query("hangs")
+        assert api.llm_query("next") == "next"
+        for head, body in host.calls:
+            if body == "hangs":
+                host.reply(head["id"], *refusal("cell_over"))
+        with ThreadPoolExecutor(WINDOW) as pool:
+            assert list(pool.map(api.llm_query, "abcd")) == list("abcd")
+        assert host.most <= WINDOW
+
+    def test_an_answer_to_nobody_is_ignored_and_frees_no_slot(self, host: FakeHost, api: GuestApi) -> None:
+        assert api.llm_query("x") == "x"
+        for _ in range(WINDOW):
+            host.reply("0" * 32, {"result": {}})
+        host.under_way = host.most = 0
+        host.answer = lambda _head, _body: None
+        with ThreadPoolExecutor(WINDOW * 2) as pool:
+            answers = [pool.submit(api.llm_query, "x") for _ in range(WINDOW * 2)]
+            host.wait(1 + WINDOW)
+            for done in range(WINDOW * 2):
+                host.reply(host.calls[1 + done][0]["id"], {"result": {}}, "y")
+                host.wait(1 if done < WINDOW else 0)
+            assert {answer.result(BOUND) for answer in answers} == {"y"}
+            assert host.most == WINDOW
+
+
+class TestBatches:
+    def serve(self, host: FakeHost, window: int = 2, **failing: str) -> None:
+        def answer(head: dict[str, Any], body: str) -> Answer:
+            if head["method"] == "batch_open":
+                return {"result": {"batch": "b1", "window": window}}, ""
+            if body in failing:
+                return refusal(failing[body])
+            return {"result": {}}, body.upper()
+
+        host.answer = answer
+
+    def test_answers_come_in_the_order_of_the_prompts_and_the_batch_is_closed(
+        self, host: FakeHost, api: GuestApi
+    ) -> None:
+        self.serve(host)
+        prompts = [f"p{number}" for number in range(10)]
+        assert api.llm_query_batched(iter(prompts), model="small") == [prompt.upper() for prompt in prompts]
+        assert host.params("batch_open") == [{"n": 10, "characters": 20, "model": "small"}]
+        assert host.params("llm_query") == [{"batch": "b1", "model": "small"}] * 10
+        assert host.params("batch_close") == [{"batch": "b1"}]
+        assert host.most <= 2
+
+    def test_a_failed_item_stands_in_its_place_and_loses_no_other(self, host: FakeHost, api: GuestApi) -> None:
+        self.serve(host, b="model_unavailable")
+        answers = api.llm_query_batched(["a", "b", "c"])
+        assert answers == ["A", "[query failed: model_unavailable]", "C"]
+        failed = answers[1]
+        assert isinstance(failed, FailedQuery)
+        assert failed.reason == "model_unavailable"
+
+    def test_a_batch_that_is_refused_is_refused_whole(self, host: FakeHost, api: GuestApi) -> None:
+        host.answer = lambda _head, _body: refusal("calls", 3)
+        with pytest.raises(QueryRefused) as caught:
+            api.llm_query_batched(["a"] * 5)
+        assert caught.value.limit == 3
+        assert [head["method"] for head, _ in host.calls] == ["batch_open"]
+
+    def test_no_prompts_are_no_call(self, host: FakeHost, api: GuestApi) -> None:
+        assert api.llm_query_batched([]) == []
+        assert host.calls == []
+
+    def test_one_prompt_that_is_no_text_sends_none(self, host: FakeHost, api: GuestApi) -> None:
+        with pytest.raises(TypeError):
+            api.llm_query_batched(["a", 5])  # type: ignore[list-item]
+        assert host.calls == []
+
+    def test_an_interrupted_batch_is_closed(self, host: FakeHost, api: GuestApi) -> None:
+        self.serve(host)
+        serve = host.answer
+
+        def interrupt(head: dict[str, Any], body: str) -> Answer | None:
+            if body == "hangs":
+                _thread.interrupt_main()
+                return None
+            return serve(head, body)
+
+        host.answer = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            api.llm_query_batched(["hangs", "b"])
+        assert host.params("batch_close") == [{"batch": "b1"}]
+
+    def test_two_batches_at_once_stay_within_the_window_together(self, host: FakeHost, api: GuestApi) -> None:
+        self.serve(host, window=WINDOW)
+        with ThreadPoolExecutor(4) as pool:
+            batches = list(pool.map(api.llm_query_batched, [["a"] * 30] * 4))
+        assert batches == [["A"] * 30] * 4
+        assert host.most <= WINDOW
+
+
+class TestChildren:
+    @pytest.mark.parametrize(
+        ("context", "layout", "body"),
+        [
+            ("text", {"kind": "text"}, "text"),
+            (["é", "", "bc"], {"kind": "list", "lengths": [1, 0, 2]}, "ébc"),
+            (("a", "b"), {"kind": "list", "lengths": [1, 1]}, "ab"),
+            ({"x": "a", "y": "bb"}, {"kind": "dict", "names": ["x", "y"], "lengths": [1, 2]}, "abb"),
+        ],
+        ids=["text", "list", "tuple", "dict"],
+    )
+    def test_a_context_travels_with_its_layout(
+        self, host: FakeHost, api: GuestApi, context: Any, layout: dict[str, Any], body: str
+    ) -> None:
+        assert api.names()["sub_RLM"]("Why?", context) == body
+        assert host.params("rlm_query") == [{"query": "Why?", "layout": layout}]
+
+    @pytest.mark.parametrize("context", [None, 5, [1], {"a": 1}, {1: "a"}], ids=str)
+    def test_a_context_that_is_none_is_a_type_error(self, host: FakeHost, api: GuestApi, context: Any) -> None:
+        with pytest.raises(TypeError):
+            api.rlm_query("Why?", context)
+        assert host.calls == []
+
+
+class Stubborn:
+    def __str__(self) -> str:
+        return "stubborn"
+
+
+class TestFinal:
+    def test_an_unset_final_is_not_delivered(self, host: FakeHost, api: GuestApi) -> None:
+        api.deliver_final()
+        assert host.calls == []
+
+    def test_a_set_final_is(self, host: FakeHost, api: GuestApi, names: dict[str, Any]) -> None:
+        api.final({"a": 1})
+        api.deliver_final()
+        assert [(head["method"], json.loads(body)) for head, body in host.calls] == [("final", {"a": 1})]
+        names["answer"] = "x"
+        api.final_var("answer")
+        assert names["Final"] == "x"
+        with pytest.raises(NameError, match="'nothing'"):
+            api.final_var("nothing")
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            ("x", "x"),
+            (FailedQuery("calls"), "[query failed: calls]"),
+            (5, "5"),
+            (True, "true"),
+            (0.5, "0.5"),
+            (("é", 1), '["é", 1]'),
+            ({"a": Stubborn}, str({"a": Stubborn})),
+            (Stubborn(), "stubborn"),
+            (b"x", "b'x'"),
+        ],
+        ids=lambda value: str(value)[:20],
+    )
+    def test_whatever_it_is_becomes_a_text(self, value: Any, text: str) -> None:
+        assert as_text(value) == text
+        assert type(as_text(value)) is str
+
+    def test_a_circle_becomes_a_text_too(self) -> None:
+        circle: list[Any] = []
+        circle.append(circle)
+        assert as_text(circle) == "[[...]]"
