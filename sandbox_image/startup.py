@@ -66,9 +66,14 @@ class BoxStream(OutStream):
         return len(string)
 
     def flush(self) -> None:
-        """Publish what is buffered."""
+        """Publish what is buffered.
+
+        ipykernel asks for it several times a cell, and each time waits for the thread that publishes. Where nothing is
+        buffered there is nothing to wait for: the same thread sends "idle", which cannot overtake what came before.
+        """
         if os.getpid() == self._master_pid:
-            super().flush()
+            if self._buffers:
+                super().flush()
             return
         # A fork has no thread that publishes; what it writes to the descriptor is read by the one of its parent.
         data, self._line = self._line.encode("utf-8", "replace"), ""
