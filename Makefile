@@ -1,5 +1,5 @@
 # Every target sets up first what it needs; .ci/setup leaves alone what is there and current.
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-gvisor lint bench clean
 
 setup:
 	@.ci/setup
@@ -9,6 +9,11 @@ demo: setup
 
 test: setup lint
 	.venv/bin/python -m pytest -q
+
+# The tests with real boxes, in boxes under gVisor.
+test-gvisor: setup
+	@.ci/gvisor
+	RLM_SANDBOX_TEST_POLICY=gvisor .venv/bin/python -m pytest -q -m docker
 
 lint:
 	@.ci/setup environment

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from orchestrator.policy import Policy
     from orchestrator.rlm.api import RLM
     from orchestrator.rlm.result import Result
+    from orchestrator.trajectory.journal import read as read_journal
+    from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 
 __version__ = "0.1.0"
 
+# Module of each public name; after a colon, what it is called there where that is something else.
 _HOMES = {
     "ConfigurationError": "errors",
     "ExecutionResult": "kernel.result",
@@ -40,9 +43,13 @@ _HOMES = {
     "RLM": "rlm.api",
     "Result": "rlm.result",
     "RlmSandboxError": "errors",
+    "RpcCall": "transport.rpc",
+    "RpcRefusal": "transport.rpc",
+    "RpcReply": "transport.rpc",
     "Sandbox": "interpreter",
     "SandboxError": "errors",
     "Usage": "models.base",
+    "read_journal": "trajectory.journal:read",
 }
 
 __all__ = [
@@ -59,10 +66,14 @@ __all__ = [
     "Policy",
     "Result",
     "RlmSandboxError",
+    "RpcCall",
+    "RpcRefusal",
+    "RpcReply",
     "Sandbox",
     "SandboxError",
     "Usage",
     "__version__",
+    "read_journal",
 ]
 
 
@@ -70,7 +81,8 @@ def __getattr__(name: str) -> object:
     """Load a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(import_module(f"{__name__}.{module}"), attribute or name)
     globals()[name] = value
     return value
 

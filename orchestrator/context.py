@@ -125,6 +125,23 @@ def encode(text: str) -> Iterator[bytes]:
         yield text[start : start + PIECE].encode("utf-8", "replace")
 
 
+def pieces(context: Context, sizes: list[int]) -> Iterator[bytes]:
+    """Yield all texts as UTF-8 in pieces of at most 1 MiB, short ones together; add to ``sizes`` the bytes of each."""
+    waiting: list[bytes] = []
+    held = 0
+    for text in texts(context):
+        sizes.append(0)
+        for piece in encode(text):
+            sizes[-1] += len(piece)
+            if waiting and held + len(piece) > PIECE * 4:
+                yield b"".join(waiting)
+                waiting, held = [], 0
+            waiting.append(piece)
+            held += len(piece)
+    if waiting:
+        yield b"".join(waiting)
+
+
 def layout_bytes(context: Context) -> int:
     """Return about how many bytes :func:`layout` takes: every document costs a few, and its name those of the name."""
     if isinstance(context, str):

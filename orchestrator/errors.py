@@ -3,7 +3,7 @@
 The type says whose fault it is, so a caller knows what to do next::
 
     RlmSandboxError
-    ├── ConfigurationError      the caller: a bad flag, file, key or value          exit 2
+    ├── ConfigurationError      the caller: a bad flag, file or value, a missing key  exit 2
     │   ├── PolicyError             a policy that does not parse or would widen
     │   └── ContextError            a prompt that cannot be loaded or is too large
     ├── SandboxError            the engine or the box, never the code in it         exit 4
@@ -13,7 +13,7 @@ The type says whose fault it is, so a caller knows what to do next::
     │   ├── HardeningError          a control is not in force: the box was refused
     │   └── SandboxGoneError        the box is dead or closed; it cannot be used again
     ├── ModelError              the model's provider                                exit 5
-    │   ├── ModelAuthenticationError  the key is missing or refused
+    │   ├── ModelAuthenticationError  the key is refused
     │   ├── ModelUnavailableError     overloaded, unreachable or failing: worth another try
     │   └── ModelRequestError         the provider refuses this very request
     ├── LimitExceededError      a budget of the policy is used up                   exit 3
@@ -37,7 +37,7 @@ class RlmSandboxError(Exception):
 
 
 class ConfigurationError(RlmSandboxError):
-    """The caller asked for something that cannot be; the message says what would be right."""
+    """The caller asked for what cannot be, or did not set a model's key; the message says what would be right."""
 
     exit_code = 2
 
@@ -86,7 +86,7 @@ class SandboxGoneError(SandboxError):
 
 
 class ModelError(RlmSandboxError):
-    """A model's provider could not or would not answer.
+    """A model's provider could not or would not answer; itself, and no subclass: a caller's own Model broke.
 
     Attributes:
         code: a stable word for the journal and, where it concerns a sub-call, for the box.
@@ -99,7 +99,7 @@ class ModelError(RlmSandboxError):
 
 
 class ModelAuthenticationError(ModelError):
-    """The provider refuses the key, or none is set: no further call can succeed."""
+    """The provider refuses the key: no further call can succeed."""
 
     code = "model_authentication"
 

@@ -29,7 +29,8 @@ class RunStarted(Event):
 
     Attributes:
         query: the question.
-        context: metadata of the prompt: type, characters, bytes, lines, sha256, documents. Never the prompt itself.
+        context: what :class:`orchestrator.context.ContextInfo` tells of the prompt: type, sizes, hash, the first 500
+            characters of its first text and the first names of its documents. Never the whole prompt.
         policy: the effective policy, as plain data.
         root_model: name of the root model.
         sub_model: name of the sub-call model.

@@ -6,8 +6,10 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,6 +21,7 @@ from orchestrator.context import Context
 from orchestrator.errors import (
     ConfigurationError,
     ContextError,
+    EngineUnavailableError,
     HardeningError,
     ImageError,
     SandboxGoneError,
@@ -39,6 +42,8 @@ from sandbox_image import wire
 from sandbox_image.wire import Kind
 
 MIB = 1 << 20
+# The engine has been seen to tell of a container's end within 0.2 s of the end of its stream.
+AUTOPSY_S = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class BoxInfo:
         runtime: OCI runtime that runs it.
         controls: what was found of every control, by id.
         opened_s: seconds from the request to the ready kernel.
+        kernel: what the box's operating system kernel says of itself (``/proc/version``).
     """
 
     container: str
@@ -58,6 +64,7 @@ class BoxInfo:
     runtime: str
     controls: dict[str, str]
     opened_s: float
+    kernel: str = ""
 
 
 class Sandbox:
@@ -66,20 +73,23 @@ class Sandbox:
     Made by :meth:`open` alone, and gone when that block is left.
     """
 
-    def __init__(self, client: KernelClient, mux: Mux, policy: Policy, info: BoxInfo) -> None:
+    def __init__(
+        self, client: KernelClient, mux: Mux, policy: Policy, info: BoxInfo, engine: Engine | None = None
+    ) -> None:
         """Wrap what :meth:`open` has put together."""
         self._client = client
         self._mux = mux
         self._policy = policy
         self._busy = anyio.Lock()
         self._cells = 0
+        self._engine = engine
         self.info = info
 
     @classmethod
     @asynccontextmanager
     async def open(
         cls,
-        policy: Policy | None = None,
+        policy: str | Path | Policy | None = None,
         context: Context | None = None,
         *,
         rpc: RpcHandler | None = None,
@@ -88,12 +98,33 @@ class Sandbox:
         """Start a box, verify it, and bring ``context`` into it as the variable of that name.
 
         Args:
-            policy: what the box may use; the default profile if None.
-            context: a text, or a list or dict of texts.
-            rpc: answers the calls of the code in the box; without it every call is refused.
+            policy: what the box may use: a Policy, the name of a shipped one, or the path of a TOML file; the default
+                profile if None.
+            context: a text, or a list or dict of texts. Lone surrogates, which UTF-8 cannot carry, become ``?``.
+            rpc: answers the calls of the code in the box; without it every call is refused. It is a coroutine function
+                that takes an RpcCall and returns an RpcReply, or raises RpcRefusal, which is the ``QueryRefused`` of
+                the calling code; for anything else it raises, that reads ``handler_failed``, and the host's log tells
+                why. ``models.window`` calls of a box are under way at once, each in a task of its own; those of a cell
+                are cancelled when it ends. See below for what is asked.
             engine: a connection to share; one is made and closed if None.
 
+        By ``method`` a call is (``body`` is a text, ``params`` what JSON holds, neither of them checked):
+
+        - ``llm_query``: the prompt is the body, and so is the answer; params ``model``, ``max_tokens`` and ``batch``
+          where there is one;
+        - ``batch_open``: ``n`` prompts of so many ``characters`` together are about to be asked, with ``model`` and
+          ``max_tokens``. The result is ``{"batch": id, "window": how many to ask at once}``; a refusal, with a limit,
+          refuses all of them. To refuse with ``unknown_method`` or ``unavailable`` is to know no batches: their prompts
+          then come as plain ``llm_query`` calls;
+        - ``batch_close``: the ``batch`` is over, whatever came of it;
+        - ``rlm_query``: the ``query``, and in the body the context, whose ``layout`` is ``{"kind": "text"}``,
+          ``{"kind": "list", "lengths": [...]}`` or ``{"kind": "dict", "names": [...], "lengths": [...]}``, lengths in
+          characters;
+        - ``budget``: what is left, as the result;
+        - ``final``: after each cell that leaves ``Final`` set, its value is the body.
+
         Raises:
+            PolicyError: the policy does not load.
             ContextError: the context is of a wrong type or larger than the policy allows.
             EngineUnavailableError: no engine answers.
             ImageError: the image is missing or of another version.
@@ -101,7 +132,7 @@ class Sandbox:
             SandboxStartError: the box did not become ready.
         """
         began = time.monotonic()
-        policy = policy or Policy.load()
+        policy = policy if isinstance(policy, Policy) else Policy.load(policy or "default")
         if context is not None:
             _check_size(contexts.check(context), policy)
         # Outermost: whoever uses a box gets one plain exception, theirs or ours, and never a group of one.
@@ -121,27 +152,36 @@ class Sandbox:
                         mux=mux,
                     )
                     runtime = str(record["HostConfig"].get("Runtime", ""))
-                    info = BoxInfo(container.id, wanted.image, runtime, report.controls, time.monotonic() - began)
+                    info = BoxInfo(
+                        container.id, wanted.image, runtime, report.controls, time.monotonic() - began, report.kernel
+                    )
                     try:
-                        yield cls(client, mux, policy, info)
+                        yield cls(client, mux, policy, info, connected)
                     except BaseException as error:
                         whole.append(error)
                         raise
 
-    async def execute(self, code: str, timeout: float | None = None) -> ExecutionResult:
+    async def execute(
+        self, code: str, timeout: float | None = None, stop: anyio.Event | None = None
+    ) -> ExecutionResult:
         """Run one cell to its end; cells wait for one another.
 
+        Cancelling this call destroys the box: code that may still run in it is worth nothing to whoever gave it up.
+
         Args:
-            code: Python source.
+            code: Python source. Lone surrogates, which UTF-8 cannot carry, become ``?``.
             timeout: seconds until the cell is interrupted; the policy's ``cell_timeout_s`` if None, and at most that.
+            stop: when set, the cell is interrupted and ends as ``cancelled``, with what it has printed.
 
         Returns:
             How it ended. Code that fails, hangs or kills its process is a result.
 
         Raises:
-            ConfigurationError: ``timeout`` is not a positive number.
+            ConfigurationError: ``code`` is not a str, or ``timeout`` not a positive number.
             SandboxGoneError: the box is dead; nothing was run.
         """
+        if not isinstance(code, str):
+            raise ConfigurationError(f"the code of a cell is a str, not {type(code).__name__}")
         limit = self._policy.limits.cell_timeout_s
         if timeout is not None:
             limit = min(limit, _seconds(timeout))
@@ -153,10 +193,22 @@ class Sandbox:
                 return ExecutionResult("error", error=CellError("CellTooLarge", message, ""))
             self._mux.cell = self._cells
             try:
-                return await self._client.execute(code, limit, self._policy.limits.start_timeout_s)
+                result = await self._client.execute(code, limit, self._policy.limits.start_timeout_s, stop)
             finally:
                 self._mux.cell = None
                 self._mux.cancel_calls()
+            return await self._explained(result)
+
+    async def _explained(self, result: ExecutionResult) -> ExecutionResult:
+        """Find out whether memory is what a whole box died of; that one, unlike its kernel's end, it cannot report."""
+        if result.status != "died" or not self.gone or self._engine is None:
+            return result
+        oom = False
+        with anyio.move_on_after(AUTOPSY_S), suppress(EngineUnavailableError):
+            look = partial(self._engine.ran_out_of_memory, self.info.container, AUTOPSY_S)
+            oom = await to_thread.run_sync(look, abandon_on_cancel=True)
+        detail = "the box ended: its memory was used up"
+        return replace(result, status="oom", detail=detail) if oom else result
 
     @property
     def gone(self) -> bool:
@@ -180,7 +232,8 @@ def _check_size(context: Context, policy: Policy) -> None:
         size = layout + sum(len(piece) for text in contexts.texts(context) for piece in contexts.encode(text))
     if size > limit:
         raise ContextError(
-            f"the context has {size / MIB:.1f} MiB and the policy allows limits.context_mb = {policy.limits.context_mb}"
+            f"the context has {size:,} bytes and the policy allows limits.context_mb = {policy.limits.context_mb} "
+            f"({limit:,} bytes)"
         )
 
 
@@ -265,13 +318,9 @@ async def _send_context(mux: Mux, context: Context | None) -> None:
         if context is None:
             await mux.send(Kind.CONTEXT_END, b"null")
             return
-        sizes = []
-        for text in contexts.texts(context):
-            size = 0
-            for piece in contexts.encode(text):
-                await mux.send(Kind.CONTEXT, piece)
-                size += len(piece)
-            sizes.append(size)
+        sizes: list[int] = []
+        for piece in contexts.pieces(context, sizes):
+            await mux.send(Kind.CONTEXT, piece)
         layout = json.dumps(contexts.layout(context, sizes)).encode()
         for start in range(0, len(layout), wire.CHUNK):
             await mux.send(Kind.CONTEXT, layout[start : start + wire.CHUNK])

@@ -15,6 +15,9 @@ above the budget the scope is closed to spending for good, with the budget's nam
 
 Everything is counted in whole numbers, money in units of 1e-9 US dollars, so nothing is lost by rounding.
 
+A model that the price table does not know costs no dollars here: ``budget.cost_usd`` does not bind it, and how many
+calls went to such models is told as ``unpriced_calls``. What bounds them are the budgets for calls and tokens.
+
 The ledger belongs to the thread of one event loop. Nothing in it awaits, so each step is whole for every task of that
 loop and needs no lock. Racing threads in a box reach it through the broker, one message at a time.
 """

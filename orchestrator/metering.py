@@ -2,27 +2,36 @@
 
 Root turns and sub-calls both pay here. What is charged:
 
-- an answer costs what the provider billed. A bill that cannot be true (negative counts) is replaced by the worst case;
+- an answer costs what the provider billed. A bill that cannot be true (negative counts) is replaced by the worst case,
+  for the ledger and the journal alike;
 - an attempt that the provider answered with an error costs its call and no tokens;
 - a request that left and was never answered, because the cell, the run or its wall time ended, costs its worst case and
   is marked as estimated: a provider may go on and bill after the connection is closed, and a budget that counted on
   the contrary could be passed;
+- a model that breaks, by an exception that is no ModelError or by returning what is no reply, may have been billed: it
+  costs its worst case too;
 - a request that never left costs nothing.
+
+A model without a price costs 0 US dollars here and is counted in ``unpriced_calls``: a budget in dollars does not bind
+it, and those in calls and tokens do.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast, get_args
 
 from orchestrator.errors import ModelError
 from orchestrator.events import Recorder, RetryScheduled
 from orchestrator.ledger import NANO, Amount, Bill, Reservation, Scope
 from orchestrator.models import retry
-from orchestrator.models.base import Model, ModelReply, ModelRequest, Usage
+from orchestrator.models.base import Model, ModelReply, ModelRequest, StopReason, Usage
 from orchestrator.models.prices import PriceTable
+from orchestrator.text import one_line
+
+_DETAIL_WIDTH = 240
 
 
 class Complete(Protocol):
@@ -119,7 +128,12 @@ class Exchange:
         except BaseException:
             self._pay_for_failure()
             raise
-        cost_nano = self._pay(reply.usage)
+        if _is_true(reply.usage):
+            cost_nano = self._pay(reply.usage)
+        else:
+            tokens = self._request.worst_case_input_tokens()
+            reply = replace(reply, usage=Usage(tokens, self._request.max_tokens, estimated=True))
+            cost_nano = self._pay_worst_case()
         cost_usd = None if cost_nano is None else cost_nano / NANO
         return Answer(reply, cost_usd, self.attempts, self.elapsed_s)
 
@@ -130,15 +144,12 @@ class Exchange:
         )
 
     def _pay(self, usage: Usage) -> int | None:
-        counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)
-        if any(type(count) is not int or count < 0 for count in counts):
-            return self._pay_worst_case()
         cost_nano = self._till.prices.cost_nano(self._model.name, usage)
         self._held.settle(
             Amount(self.attempts, usage.total, cost_nano or 0, turns=self._held.held.turns),
             Bill(
                 self._model.name,
-                *counts,
+                *_counts(usage),
                 unpriced_calls=int(cost_nano is None),
                 estimated_calls=int(usage.estimated),
             ),
@@ -153,18 +164,42 @@ class Exchange:
         else:
             self._held.release()
 
-    def _pay_worst_case(self) -> int:
+    def _pay_worst_case(self) -> int | None:
         tokens = self._request.worst_case_input_tokens()
+        unpriced = self._till.prices.cost_nano(self._model.name, Usage()) is None
         most = self._till.bound(self._model, tokens, self._request.max_tokens, calls=self.attempts)
         self._held.settle(
             most + Amount(turns=self._held.held.turns),
-            Bill(self._model.name, tokens, self._request.max_tokens, estimated_calls=1),
+            Bill(self._model.name, tokens, self._request.max_tokens, unpriced_calls=int(unpriced), estimated_calls=1),
         )
-        return most.cost_nano
+        return None if unpriced else most.cost_nano
+
+
+def _counts(usage: Usage) -> tuple[int, int, int, int]:
+    return usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens
+
+
+def _is_true(usage: Any) -> bool:
+    return type(usage.estimated) is bool and all(type(count) is int and count >= 0 for count in _counts(usage))
+
+
+def _checked(reply: object) -> ModelReply:
+    if not isinstance(reply, ModelReply):
+        raise ModelError(f"the model returned a {type(reply).__name__} and no ModelReply")
+    text, usage = cast("tuple[object, object]", (reply.text, reply.usage))
+    if not isinstance(text, str) or not isinstance(usage, Usage):
+        kinds = f"{type(text).__name__} and {type(usage).__name__}"
+        raise ModelError(f"the model returned a ModelReply of {kinds}: its text is a str, its usage a Usage")
+    if reply.stop_reason not in get_args(StopReason):
+        raise ModelError(f"the model returned a stop_reason that is none of {', '.join(get_args(StopReason))}")
+    return reply
 
 
 class _Watched:
-    """A model that tells how many requests left through it, and whether the last is unanswered."""
+    """A model that tells how many requests left through it, and whether the last is unanswered.
+
+    Here, and nowhere else, whatever a model may do wrong becomes a ModelError: anybody may write one.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -177,16 +212,24 @@ class _Watched:
         return self._model.name
 
     async def complete(self, request: ModelRequest) -> ModelReply:
-        """Pass the request on."""
+        """Pass the request on.
+
+        Raises:
+            ModelError: the model's own, or one that tells what else it raised or returned.
+        """
         self.sent += 1
         self.unanswered = True
         try:
-            reply = await self._model.complete(request)
+            reply: object = await self._model.complete(request)
         except ModelError:
             self.unanswered = False
             raise
+        except Exception as error:
+            detail = one_line(str(error), _DETAIL_WIDTH)
+            raise ModelError(f"the model raised {type(error).__name__}{f': {detail}' if detail else ''}") from error
+        answer = _checked(reply)
         self.unanswered = False
-        return reply
+        return answer
 
     async def aclose(self) -> None:
         """Close the model."""

@@ -140,8 +140,10 @@ class Policy(_Table):
         path = _find(str(name_or_path))
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PolicyError(f"cannot read policy {path}: {getattr(error, 'strerror', None) or error}") from error
+        except OSError as error:
+            raise PolicyError(f"cannot read policy {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise PolicyError(f"cannot read policy {path}: it is not UTF-8 text") from error
         except tomllib.TOMLDecodeError as error:
             raise PolicyError(f"policy {path} is not valid TOML: {error}") from error
         return cls.from_data({"name": path.stem, **data}, source=str(path))
@@ -231,7 +233,16 @@ def _explain(problem: Any) -> str:
         for part in problem["loc"][:-1]:
             table = table.model_fields[part].annotation
         return f"unknown key {where!r}; known here: {_join(sorted(table.model_fields))}"
-    return f"{where} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    remedy = _REMEDIES.get((where, problem["type"])) or problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{where} = {problem['input']!r}: {remedy}"
+
+
+# Where pydantic's own words would be a regular expression or a type of Python.
+_REMEDIES = {
+    ("sandbox.user", "string_pattern_mismatch"): "give numeric uid:gid, each of at least 100, such as 64000:64000",
+    ("sandbox.runtime", "string_pattern_mismatch"): "give a name of at most 64 letters, digits, dots and dashes",
+    ("models.allowed", "tuple_type"): 'give a list such as ["anthropic:NAME"]',
+}
 
 
 def _join(names: list[str]) -> str:

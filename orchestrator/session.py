@@ -21,7 +21,7 @@ from orchestrator.models import retry
 from orchestrator.models.base import Model
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
-from orchestrator.transport.rpc import RpcHandler
+from orchestrator.transport.rpc import RpcCall, RpcHandler, RpcRefusal, RpcReply
 
 
 class Box(Protocol):
@@ -95,6 +95,8 @@ class Session:
         self._broker: Broker | None = None
         self._cell = 0
         self._cell_ends = 0.0
+        self._running = anyio.CancelScope()
+        self._failure: Exception | None = None
 
     @property
     def cell(self) -> int:
@@ -122,23 +124,46 @@ class Session:
         Raises:
             SandboxGoneError: the box is dead; nothing was run.
             JournalError: what happens cannot be recorded.
+            Exception: what a sink raised when it was told of a call from the box, which is gone then.
         """
         if self._box is None or self._broker is None:
             raise RuntimeError("the session is not open")
+        self.check()
         self._cell += 1
         cell, began = self._cell, anyio.current_time()
         self._recorder.emit(CellStarted(turn, cell, code))
         self._cell_ends = began + timeout
+        result = ExecutionResult("cancelled")
         try:
-            result = await self._box.execute(code, timeout)
+            with anyio.CancelScope() as self._running:
+                result = await self._box.execute(code, timeout)
         except anyio.get_cancelled_exc_class():
             abandoned = ExecutionResult("cancelled", elapsed_s=anyio.current_time() - began)
             self._recorder.emit(CellFinished(turn, cell, abandoned.to_dict()))
             raise
         finally:
             self._broker.cell_ended(cell)
+        self.check()
         self._recorder.emit(CellFinished(turn, cell, result.to_dict()))
         return result
+
+    async def answer(self, call: RpcCall) -> RpcReply:
+        """Answer a call of the box through the broker; what is no answer and no refusal ends the cell, and the run."""
+        if self._broker is None:
+            raise RpcRefusal("no_open_cell", "the box is not open yet")
+        try:
+            return await self._broker(call)
+        except RpcRefusal:
+            raise
+        except Exception as error:
+            self._failure = self._failure or error
+            self._running.cancel()
+            raise RpcRefusal("run_stopped", "the run is being ended") from error
+
+    def check(self) -> None:
+        """Raise what :meth:`answer` met, if it met anything."""
+        if self._failure is not None:
+            raise self._failure
 
     async def run_child(self, child: ChildRun, query: str, context: Context, cell: int) -> str:
         """Carry out a child run within the time of the cell that asked for it."""
@@ -188,12 +213,13 @@ async def open_session(
     )
     container, reason = "", ""
     try:
-        async with backing.open_box(policy, context, broker) as box:
+        async with backing.open_box(policy, context, session.answer) as box:
             info = box.info
             recorder.emit(SandboxOpened(info.container, info.image, info.runtime, info.opened_s, info.controls))
             container = info.container
             session.attach(box, broker)
             yield session
+        session.check()
     except BaseException as error:
         reason = type(error).__name__
         raise

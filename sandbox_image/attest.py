@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 from typing import Any
 
@@ -22,7 +23,16 @@ _CGROUP_FILES = {
     "cpu_quota": ("cpu.max", "cpu/cpu.cfs_quota_us"),
     "cpu_period": ("cpu.max", "cpu/cpu.cfs_period_us"),
 }
-_LIMITS = ("Max open files", "Max core file size", "Max locked memory", "Max msgqueue size", "Max file size")
+# Asked of the kernel: not every release of gVisor has /proc/self/limits, whose names for them these are.
+_LIMITS = {
+    "Max open files": resource.RLIMIT_NOFILE,
+    "Max core file size": resource.RLIMIT_CORE,
+    "Max locked memory": resource.RLIMIT_MEMLOCK,
+    "Max msgqueue size": resource.RLIMIT_MSGQUEUE,
+    "Max file size": resource.RLIMIT_FSIZE,
+    "Max processes": resource.RLIMIT_NPROC,
+}
+_PR_GET_NO_NEW_PRIVS = 39
 
 
 def read(path: str, most: int = 65536) -> str:
@@ -47,11 +57,8 @@ def oom_kills() -> int:
 def gather() -> dict[str, Any]:
     """Return the facts: identity, capabilities, seccomp, mounts, limits, interfaces, descriptors, environment."""
     status = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
-    limits = {}
-    for line in read("/proc/self/limits").splitlines():
-        for name in _LIMITS:
-            if line.startswith(name):
-                limits[name] = line[26:].split()[:2]
+    if "NoNewPrivs" not in status:
+        status["NoNewPrivs"] = _no_new_privileges()  # gVisor has no such line
     return {
         "status": {name: value.strip() for name, value in status.items() if name in _STATUS_FIELDS},
         "pid": os.getpid(),
@@ -61,7 +68,7 @@ def gather() -> dict[str, Any]:
             for what, (v2, v1) in _CGROUP_FILES.items()
         },
         "cgroup_path": read("/proc/self/cgroup"),
-        "limits": limits,
+        "limits": {name: [_limit(value) for value in resource.getrlimit(which)] for name, which in _LIMITS.items()},
         "interfaces": sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys/class/net") else [],  # noqa: PTH112, PTH208
         "inet_socket": _inet_socket(),
         "hostname": os.uname().nodename,
@@ -69,7 +76,34 @@ def gather() -> dict[str, Any]:
         "namespaces": {name: _link(f"/proc/self/ns/{name}") for name in ("net", "ipc", "cgroup", "pid", "mnt", "uts")},
         "descriptors": _descriptors(),
         "environment": sorted(os.environ),
+        "stream_in_reach": _stream_in_reach(),
     }
+
+
+def _limit(value: int) -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+
+
+def _no_new_privileges() -> str:
+    import ctypes
+
+    return str(ctypes.CDLL(None).prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0))
+
+
+def _stream_in_reach() -> bool:
+    """Whether another process of this uid can open the stream to the host.
+
+    Linux keeps it from all to whom the supervisor is not dumpable (proc(5)); gVisor does since its release 20251215.
+    """
+    answer, theirs = os.pipe()
+    # Opened for both, so that nobody waits for the other end. The shell is reaped like every child.
+    script = f": 3<>/proc/{os.getpid()}/fd/1 && echo y"
+    streams = [(os.POSIX_SPAWN_DUP2, theirs, 1), (os.POSIX_SPAWN_CLOSE, 2)]
+    os.posix_spawn("/bin/sh", ["/bin/sh", "-c", script], {}, file_actions=streams)
+    os.close(theirs)
+    found = os.read(answer, 1)
+    os.close(answer)
+    return found == b"y"
 
 
 def _link(path: str) -> str:

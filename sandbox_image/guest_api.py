@@ -19,6 +19,9 @@ from sandbox_image.wire import Kind
 
 _Reply = tuple[dict[str, Any], str]
 
+# A host with a handler of its own may know plain queries alone.
+_NO_BATCHES = frozenset({"unknown_method", "unavailable"})
+
 
 class QueryRefused(Exception):  # noqa: N818 - the name model code is told
     """A call was refused or failed.
@@ -54,10 +57,14 @@ class Connection:
     Two threads do the I/O: neither is the main thread, so an interrupt never cuts a message in half. The writer takes a
     slot for every call it sends and the reader gives it back with the answer, so no more are under way than the host
     accepts; the host answers every call, if only to say that its cell is over.
+
+    Attributes:
+        window: calls under way at once, at most.
     """
 
     def __init__(self, sock: socket.socket, max_frame: int, max_message: int, window: int) -> None:
         """Take over ``sock``; the I/O threads start with the first call."""
+        self.window = window
         self._slots = threading.Semaphore(window)
         self._sock = sock
         self._max_frame = max_frame
@@ -140,6 +147,7 @@ class GuestApi:
         """Bind; :meth:`names` gives what to put into the namespace."""
         self._connection = connection
         self._namespace = namespace
+        self._refused: Any = None
 
     def names(self) -> dict[str, Any]:
         """Return the names to define in the REPL."""
@@ -174,10 +182,7 @@ class GuestApi:
         texts = [_prompt(prompt) for prompt in prompts]
         if not texts:
             return []
-        options = _options(model, max_tokens)
-        characters = sum(map(len, texts))
-        opened, _ = self._connection.call("batch_open", {"n": len(texts), "characters": characters, **options})
-        params = {"batch": opened["batch"], **options}
+        params, window = self._open_batch(texts, _options(model, max_tokens))
         answers: list[str] = [""] * len(texts)
         replies: queue.SimpleQueue[tuple[int, dict[str, Any], str]] = queue.SimpleQueue()
 
@@ -186,7 +191,6 @@ class GuestApi:
                 "llm_query", params, texts[index], lambda head, body: replies.put((index, head, body))
             )
 
-        window = min(int(opened["window"]), len(texts))
         try:
             for index in range(window):
                 send(index)
@@ -197,8 +201,20 @@ class GuestApi:
                 if received + window < len(texts):
                     send(received + window)
         finally:
-            self._connection.call("batch_close", {"batch": opened["batch"]})
+            if "batch" in params:
+                self._connection.call("batch_close", {"batch": params["batch"]})
         return answers
+
+    def _open_batch(self, texts: list[str], options: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Return what each call needs and how many to send at once; plain calls where the host knows no batches."""
+        characters = sum(map(len, texts))
+        try:
+            opened, _ = self._connection.call("batch_open", {"n": len(texts), "characters": characters, **options})
+        except QueryRefused as refusal:
+            if refusal.reason not in _NO_BATCHES:
+                raise
+            return options, min(self._connection.window, len(texts))
+        return {"batch": opened["batch"], **options}, min(int(opened["window"]), len(texts))
 
     def rlm_query(self, query: str, context: str | list[str] | dict[str, str]) -> str:
         """Start a whole child run over ``context`` (a text, list or dict) in its own sandbox; returns its answer.
@@ -223,15 +239,21 @@ class GuestApi:
             raise NameError(f"no variable {name!r} in this REPL")
         self._namespace["Final"] = self._namespace[name]
 
-    def deliver_final(self) -> None:
+    def deliver_final(self) -> str:
         """Hand the value of ``Final`` to the host, if it is set.
 
-        Raises:
-            QueryRefused: the answer is too large, or was given already.
+        Returns:
+            Why it was not accepted, for the model to read: once for each value; else nothing.
         """
         value = self._namespace.get("Final")
-        if value is not None:
+        if value is None:
+            return ""
+        try:
             self._connection.call("final", {}, as_text(value))
+        except BaseException as error:  # noqa: BLE001 - whatever str(Final) does, the cell still ends
+            told, self._refused = value is self._refused, value
+            return "" if told else f"Final was not accepted: {type(error).__name__}: {error}\n"
+        return ""
 
 
 def as_text(value: Any) -> str:

@@ -6,9 +6,11 @@ and the functions of :mod:`sandbox_image.guest_api` into the namespace, says tha
 
 from __future__ import annotations
 
+import asyncio
 import json
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -41,9 +43,10 @@ CONTEXT_FD = 4
 
 
 class BoxStream(OutStream):
-    """stdout and stderr, in pieces that fit the gate: one print of 100 MB must not become one message."""
+    """stdout and stderr, in pieces that fit the gate: what is printed at once, or in a moment, may be 100 MB."""
 
     PIECE = 1 << 18
+    _held = 0
     _line = ""
 
     def write(self, string: str) -> int:
@@ -59,6 +62,10 @@ class BoxStream(OutStream):
             string = string.encode("utf-8", "replace").decode()
         if len(string) <= self.PIECE:
             super().write(string)
+            self._held += len(string)
+            if self._held > self.PIECE:
+                self._held = 0
+                self.flush()
             return len(string)
         for start in range(0, len(string), self.PIECE):
             super().write(string[start : start + self.PIECE])
@@ -139,15 +146,21 @@ class BoxKernel(IPythonKernel):
     guest_api: GuestApi | None = None
     shell_class = Type(BoxShell)
     streams: tuple[Any, Any] = (None, None)
+    _wakeable = False
 
     async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run a cell, then deliver ``Final`` if it is set; cut what the reply repeats of an error."""
+        if not self._wakeable:
+            # Any handler of the loop's own makes every signal wake it: else an interrupt would find it asleep in a
+            # cell that awaits, and wait for the next event itself.
+            self._wakeable = True
+            asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, lambda: None)
+        _reap()
         reply: dict[str, Any] = await super().do_execute(*args, **kwargs)
         if self.guest_api is not None:
-            try:
-                self.guest_api.deliver_final()
-            except BaseException as error:  # noqa: BLE001 - whatever str(Final) does, the cell still ends
-                self.streams[1].write(f"Final was not accepted: {type(error).__name__}: {error}\n")
+            complaint = self.guest_api.deliver_final()
+            if complaint:
+                self.streams[1].write(complaint)
         self._flush()
         limit = BoxShell.output_limit
         if len(reply.get("evalue", "")) > limit:
@@ -165,6 +178,13 @@ class BoxKernel(IPythonKernel):
                 getattr(sys, name).flush()
             except BaseException:  # noqa: BLE001 - as above
                 setattr(sys, name, original)
+
+
+def _reap() -> None:
+    # The supervisor ended what earlier cells left behind; until they are waited for they count as processes of the box.
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 class BoxApp(IPKernelApp):
@@ -188,6 +208,8 @@ class BoxApp(IPKernelApp):
 
         self.iopub_socket = context.socket(zmq.XPUB)
         self.iopub_socket.linger = 1000
+        # What prints faster than the supervisor reads has to wait; by default the surplus would be lost without a word.
+        self.iopub_socket.setsockopt(zmq.XPUB_NODROP, 1)
         self.iopub_port = self._bind_socket(self.iopub_socket, self.iopub_port)
         self.configure_tornado_logger()
         self.iopub_thread = IOPubThread(self.iopub_socket, pipe=False, session=self.session)

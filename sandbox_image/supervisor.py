@@ -25,7 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from sandbox_image import attest, wire
 from sandbox_image.gate import CellGate, pack
-from sandbox_image.processes import empty, kill_everyone
+from sandbox_image.processes import empty, end_others, kill_everyone
 from sandbox_image.wire import Channel, Kind
 
 RUN_DIR = os.environ.get("RLM_SANDBOX_RUN_DIR", "/run/box")
@@ -199,6 +199,8 @@ class Supervisor:
         if self._held_reply is None:
             return
         reply, self._held_reply = self._held_reply[0], None
+        if self._kernel:
+            end_others(self._kernel)
         cut = self._gate.close()
         if cut is not None:
             self._send(Kind.CUT, pack(cut))

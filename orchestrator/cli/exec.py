@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.kernel.result import ExecutionResult
     from orchestrator.policy import Policy
 
+_TIMEOUT = "seconds a cell may take: at most, and by default, the policy's limits.cell_timeout_s"
 _MARKER = re.compile(r"^# %%.*\n?", re.MULTILINE)
 
 
@@ -47,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="the code; none or - reads stdin")
     parser.add_argument("--context", metavar="FILE", help="a file or folder to load into the variable `context`")
     add_policy(parser)
-    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds a cell may take (default: the policy's)")
+    parser.add_argument("--timeout", type=_seconds, metavar="S", help=_TIMEOUT)
     add_json(parser, "a list with the result of each cell")
     parser.set_defaults(handler=handle)
 
@@ -63,12 +64,23 @@ def handle(args: argparse.Namespace) -> int:
     from orchestrator.cli.interrupt import Interrupt
 
     policy = load_policy(args.policy, args.assignments)
+    most = policy.limits.cell_timeout_s
+    if args.timeout is not None and args.timeout > most:
+        raise ConfigurationError(
+            f"--timeout {args.timeout:g} is more than the policy's limits.cell_timeout_s = {most:g}; "
+            f"raise that too: --set limits.cell_timeout_s={args.timeout:g}"
+        )
     if args.file == args.context == "-":
         raise ConfigurationError("stdin cannot be both the code and the context")
     cells = split_cells(read_text(args.file, "code"))
     if not cells:
         raise ConfigurationError("there is no code to run")
-    context = None if args.context is None else load_context([args.context], policy.limits.context_mb).context
+    context: Context | None = None
+    if args.context is not None:
+        loaded = load_context([args.context], policy.limits.context_mb)
+        context = loaded.context
+        if loaded.skipped:
+            note(loaded.left_out())
 
     session = _Session(cells, args.timeout, echo=not args.json)
     with Interrupt(note) as interrupt:
@@ -76,7 +88,7 @@ def handle(args: argparse.Namespace) -> int:
     if args.json:
         out_json([result.to_dict() for result in session.results])
     if interrupt.requested:
-        say(f"interrupted after {len(session.results)} of {counted(len(cells), 'cell')}")
+        say(session.interrupted())
         return EXIT_INTERRUPTED
     if session.failure is not None:
         raise session.failure
@@ -93,6 +105,7 @@ class _Session:
         echo: print each result as it comes.
         results: of those that ran.
         failure: why the rest did not.
+        opened: cells can run; before that there is nothing to keep.
     """
 
     cells: list[str]
@@ -100,34 +113,48 @@ class _Session:
     echo: bool
     results: list[ExecutionResult] = field(default_factory=list)
     failure: SandboxError | None = None
+    opened: bool = False
 
     async def run(self, policy: Policy, context: Context | None, stop: anyio.Event) -> None:
-        """Run the cells until ``stop`` is set. When the box fails between them, what ran before stays true."""
+        """Run the cells until ``stop`` is set. When the box fails between them, what ran before stays true.
+
+        The cell that runs when ``stop`` is set is interrupted, and what it has printed is kept.
+        """
         import anyio
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_at, stop, tasks.cancel_scope)
-            await self._run(policy, context)
+            tasks.start_soon(self._abandon_at, stop, tasks.cancel_scope)
+            await self._run(policy, context, stop)
             tasks.cancel_scope.cancel()
 
-    async def _run(self, policy: Policy, context: Context | None) -> None:
+    def interrupted(self) -> str:
+        """Say where the cells were when they were interrupted."""
+        done, all_ = len(self.results), len(self.cells)
+        if self.results and self.results[-1].status == "cancelled":
+            return f"interrupted in cell {done:,} of {all_:,}"
+        return f"interrupted after {done:,} of {counted(all_, 'cell')}"
+
+    async def _abandon_at(self, stop: anyio.Event, scope: anyio.CancelScope) -> None:
+        await stop.wait()
+        if not self.opened:
+            scope.cancel()
+
+    async def _run(self, policy: Policy, context: Context | None, stop: anyio.Event) -> None:
         from orchestrator.interpreter import Sandbox
 
         async with Sandbox.open(policy, context) as box:
+            self.opened = True
             for number, cell in enumerate(self.cells, 1):
+                if stop.is_set():
+                    return
                 try:
-                    result = await box.execute(cell, self.timeout)
+                    result = await box.execute(cell, self.timeout, stop)
                 except SandboxError as error:
                     self.failure = error
                     return
                 self.results.append(result)
                 if self.echo:
                     show(result, f"cell {number}: " if len(self.cells) > 1 else "")
-
-
-async def _cancel_at(stop: anyio.Event, scope: anyio.CancelScope) -> None:
-    await stop.wait()
-    scope.cancel()
 
 
 def show(result: ExecutionResult, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
     import anyio
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupt:
-    """Turns the first SIGINT or SIGTERM into a request to stop, and the second into the end of the process.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request to stop, and the second into the end of the process.
 
     The handlers are Python's own and not the event loop's, so that the second one works even when the loop is stuck.
     Boxes need no farewell: the engine's end of the stream sees this process go, and they end themselves.
@@ -38,7 +39,10 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         """Take over the signals."""
-        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        for number in _SIGNALS:
+            # What nohup has ignored stays so.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -73,8 +77,11 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         if self.requested:
+            if number == signal.SIGHUP:
+                return  # The kernel and the shell both tell of a terminal that has gone: nobody is impatient.
             # Past every buffer: the handler may have interrupted a write to one.
-            os.write(2, b"\n")
+            with suppress(OSError):
+                os.write(2, b"\n")
             os._exit(EXIT_INTERRUPTED)
         self.requested = True
         if self._loop is not None:

@@ -8,15 +8,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.common import EXIT_OK, Parser, add_json, journal_directory, out, out_json_array
-from orchestrator.errors import ConfigurationError
+from orchestrator.cli.common import (
+    EXIT_OK,
+    Parser,
+    add_journal,
+    add_json,
+    is_terminal,
+    journal_directory,
+    note,
+    out,
+    out_json,
+    out_json_array,
+)
+from orchestrator.errors import ConfigurationError, JournalError
 
 _WIDTH = 120  # where no terminal sets one
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("journal", help="read the record of a run", allow_abbrev=False)
+    parser = commands.add_parser("journal", help="list the runs, or read the record of one", allow_abbrev=False)
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     show = verbs.add_parser(
         "show",
@@ -25,32 +36,94 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         allow_abbrev=False,
     )
     show.add_argument("run", metavar="FILE|RUN", help="a journal, or a run's id or its beginning")
-    show.add_argument(
-        "--journal", metavar="DIR", type=Path, help="folder to look for runs in (default: the user's state folder)"
-    )
+    add_journal(show)
     show.add_argument("--full", action="store_true", help="show every sub-call, and texts whole")
     add_json(show, "the run's records")
     show.set_defaults(handler=handle_show)
+    listing = verbs.add_parser(
+        "list",
+        help="list the runs",
+        description="List the runs of a folder, the newest first: id, time, status and question. Child runs are not "
+        "listed; `journal show` has them in their parent's place.",
+        allow_abbrev=False,
+    )
+    add_journal(listing)
+    add_json(listing, "the list")
+    listing.set_defaults(handler=handle_list)
 
 
 def handle_show(args: argparse.Namespace) -> int:
     """Print a journal.
 
     Raises:
-        ConfigurationError: there is no such run.
-        JournalError: the file cannot be read.
+        ConfigurationError: there is no such run, or the file is no journal.
+        JournalError: the journal is damaged further on.
     """
     from orchestrator.trajectory.journal import read
     from orchestrator.trajectory.view import render
 
     path = find(args.run, args.journal or journal_directory())
+    _check_beginning(path)
     if args.json:
         out_json_array(record.to_dict() for record in read(path))
         return EXIT_OK
-    width = shutil.get_terminal_size((_WIDTH, 24)).columns if sys.stdout.isatty() else _WIDTH
-    for line in render(path, width=width, full=args.full):
+    for line in render(path, width=_width(), full=args.full):
         out(line)
     return EXIT_OK
+
+
+def handle_list(args: argparse.Namespace) -> int:
+    """List the runs of a folder.
+
+    Raises:
+        ConfigurationError: there is no such folder.
+    """
+    from orchestrator.text import one_line
+    from orchestrator.trajectory.view import local_time, summarize
+
+    directory: Path = args.journal or journal_directory()
+    if args.journal is not None and not directory.is_dir():
+        raise ConfigurationError(f"no such folder: {directory}")
+    runs = []
+    for path in _journals(directory):
+        try:
+            runs.append(summarize(path))
+        except JournalError as error:
+            note(f"left out: {error}")
+    # A child run stands in the journal of its parent.
+    runs = sorted((run for run in runs if run.parent is None), key=lambda run: (run.time, run.run), reverse=True)
+    if args.json:
+        out_json([run.to_dict() for run in runs])
+        return EXIT_OK
+    if not runs:
+        note(f"no runs in {directory}")
+    for run in runs:
+        head = f"{one_line(run.run, 128)}  {local_time(run.time)}  {one_line(run.status, 10):10}  "
+        out(head + one_line(run.query, max(_width() - len(head), 20)))
+    return EXIT_OK
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((_WIDTH, 24)).columns if is_terminal(sys.stdout) else _WIDTH
+
+
+def _journals(directory: Path) -> list[Path]:
+    from orchestrator.trajectory.journal import SUFFIX
+
+    return sorted(directory.glob(f"*{SUFFIX}")) if directory.is_dir() else []
+
+
+def _check_beginning(path: Path) -> None:
+    from orchestrator.trajectory.journal import read
+
+    try:
+        if path.stat().st_size == 0:
+            raise ConfigurationError(f"{path} is empty: not a journal")
+        next(read(path), None)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except JournalError as error:
+        raise ConfigurationError(f"not a journal: {error}") from error
 
 
 def find(name: str, directory: Path) -> Path:
@@ -59,18 +132,19 @@ def find(name: str, directory: Path) -> Path:
     Raises:
         ConfigurationError: there is none, or more than one.
     """
-    from orchestrator.trajectory.journal import SUFFIX
-
+    if not name:
+        raise ConfigurationError("the run is empty: give a file, or a run's id or its beginning")
     if Path(name).is_file():
         return Path(name)
-    journals = sorted(directory.glob(f"*{SUFFIX}")) if directory.is_dir() else []
-    starting = [path for path in journals if path.stem.startswith(name)]
+    starting = [path for path in _journals(directory) if path.stem.startswith(name)]
     # The id of a child run begins with its parent's: what is asked for is the parent.
     ids = [f"{path.stem}." for path in starting]
     starting = [path for path in starting if not any(path.stem.startswith(parent) for parent in ids)]
     found = [path for path in starting if path.stem == name] or starting
     if not found:
-        raise ConfigurationError(f"no journal {name!r}: it is neither a file nor a run in {directory}")
+        raise ConfigurationError(
+            f"no journal {name!r}: it is neither a file nor a run in {directory} (see rlm-sandbox journal list)"
+        )
     if len(found) > 1:
         raise ConfigurationError(f"{len(found)} runs in {directory} begin with {name!r}: give more of the id")
     return found[0]

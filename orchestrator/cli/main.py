@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from orchestrator.cli import clean, doctor, image, journal, policy, run
 from orchestrator.cli import exec as exec_
-from orchestrator.cli.common import EXIT_INTERRUPTED, EXIT_NO_ANSWER, PROG, Parser, note, out, say
+from orchestrator.cli.common import EXIT_INTERRUPTED, EXIT_NO_ANSWER, PROG, OutputError, Parser, note, out, say
 from orchestrator.errors import RlmSandboxError
 
 _EPILOG = """\
@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     debug = bool(os.environ.get("RLM_SANDBOX_DEBUG"))
+    _fill_standard_descriptors()
     try:
         parsed = _parse(build_parser(), arguments)
         code: int = parsed.handler(parsed)
@@ -61,12 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             note(traceback.format_exc())
         if isinstance(error, RlmSandboxError):
-            say(str(error))
+            say(f"cannot write the output: {error}" if isinstance(error, OutputError) else str(error))
             return error.exit_code
         hint = "" if debug else "; RLM_SANDBOX_DEBUG=1 shows where"
         say(f"unexpected {type(error).__name__}: {error}{hint}")
         return EXIT_NO_ANSWER
     return code
+
+
+def _fill_standard_descriptors() -> None:
+    # Where one was closed (``>&-``), the next file or socket to be opened would take its number, and what a library
+    # or a handler writes to that number with it.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - stderr's
+        pass
+    os.close(descriptor)
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -75,7 +84,8 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
     if rest and isinstance(getattr(parsed, "files", None), list) and not any(_is_option(item) for item in rest):
         parsed.files += rest
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        named: argparse.ArgumentParser = parsed.parser
+        named.error(f"unrecognized arguments: {' '.join(rest)}")
     return parsed
 
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from orchestrator.cli.common import EXIT_OK, Parser, add_json, add_set, load_policy, out, out_json
+from orchestrator.errors import PolicyError
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -30,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         allow_abbrev=False,
     )
     check.add_argument("policy", metavar="FILE", help="a TOML file, or a shipped policy's name")
-    add_json(check, "name and validity")
+    add_json(check, "validity, and what is wrong,")
     check.set_defaults(handler=handle_check)
 
 
@@ -54,7 +55,12 @@ def handle_check(args: argparse.Namespace) -> int:
     Raises:
         PolicyError: it is not; the message tells why.
     """
-    policy = load_policy(args.policy, [])
+    try:
+        policy = load_policy(args.policy, [])
+    except PolicyError as error:
+        if args.json:
+            out_json({"policy": args.policy, "valid": False, "error": str(error)})
+        raise
     if args.json:
         out_json({"policy": args.policy, "name": policy.name, "valid": True})
     else:

@@ -12,14 +12,18 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from orchestrator import events
-from orchestrator.cli.common import write
+from orchestrator.cli.common import is_terminal, tell
 from orchestrator.cli.tally import Tally, clock_time, fit
 from orchestrator.events import Envelope, Event
+from orchestrator.models.base import Usage
 from orchestrator.text import counted, one_line, printable
 from orchestrator.trajectory.view import context_facts
+
+if TYPE_CHECKING:
+    from orchestrator.models.prices import PriceTable
 
 CODE_LINES = 6
 OUTPUT_LINES = 4
@@ -28,6 +32,7 @@ REDRAW_S = 0.5
 HEARTBEAT_S = 15.0
 
 _OFTEN = (events.SubcallStarted, events.SubcallFinished, events.SubcallFailed)
+_UNPRICED = "no price is known for {}: budget.cost_usd does not bound it"
 _CLEAR_LINE = "\r\x1b[2K"
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 
@@ -42,35 +47,63 @@ class _Run:
 
 
 @dataclass(slots=True)
+class _Refusals:
+    """Refusals that are equal and came one after the other, not shown yet.
+
+    Attributes:
+        run: whose.
+        event: the first of them.
+        count: how many.
+        told: how many there were when it was last looked whether more had come.
+    """
+
+    run: _Run
+    event: events.Refused
+    count: int
+    told: int = 0
+
+    def take(self, run: _Run, event: events.Refused) -> bool:
+        """Count one more if it is like these; return whether it is."""
+        mine = (self.event.method, self.event.reason, self.event.limit)
+        if run is not self.run or (event.method, event.reason, event.limit) != mine:
+            return False
+        self.count += event.count
+        return True
+
+
+@dataclass(slots=True)
 class Progress:
     """A sink that draws a tree of runs on a stream.
 
     Attributes:
-        stream: where to; stderr, in practice.
+        stream: where to; stderr, in practice. One that is closed or fails is left alone.
         live: whether the stream is a terminal that understands control sequences.
         color: whether to use color there.
         clock: seconds, monotonic.
         width: columns the terminal has now.
         tally: what was counted.
+        prices: tells which models have no price, to say so when a run begins; without it nothing is said.
     """
 
-    stream: TextIO
+    stream: TextIO | None
     live: bool
     color: bool = False
     clock: Callable[[], float] = time.monotonic
     width: Callable[[], int] = field(default=lambda: shutil.get_terminal_size().columns)
     tally: Tally = field(default_factory=Tally)
+    prices: PriceTable | None = None
     _runs: dict[str, _Run] = field(default_factory=dict)
     _began: float | None = None
     _status: str = ""
     _told: tuple[float, str] = (0.0, "")
+    _refusals: _Refusals | None = None
     _open: bool = True
 
     @classmethod
-    def on(cls, stream: TextIO) -> Progress:
+    def on(cls, stream: TextIO | None, prices: PriceTable | None = None) -> Progress:
         """Return a view fit for ``stream``: live on a capable terminal, in color unless ``NO_COLOR`` is set."""
-        live = stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
-        return cls(stream, live, color=live and not os.environ.get("NO_COLOR"))
+        live = is_terminal(stream) and os.environ.get("TERM", "dumb") not in ("", "dumb")
+        return cls(stream, live, color=live and not os.environ.get("NO_COLOR"), prices=prices)
 
     def __call__(self, envelope: Envelope) -> None:
         """Draw one event."""
@@ -84,6 +117,9 @@ class Progress:
         self.tally.add(envelope.event)
         if run.depth == 0 and isinstance(envelope.event, events.RootReplied):
             self.tally.turn = envelope.event.turn
+        if isinstance(envelope.event, events.Refused):
+            self._refused(envelope.event, run)
+            return
         lines = self._lines(envelope.event, run)
         margin = "    " * run.depth
         if lines:
@@ -105,6 +141,7 @@ class Progress:
         """Show how things stand now."""
         if self._began is None or not self._open:
             return
+        self._look_for_more_refusals()
         if self.live:
             self._draw()
             return
@@ -119,8 +156,8 @@ class Progress:
 
     def close(self) -> None:
         """Take the status line away; events that still come are not shown."""
-        if self._open and self._status:
-            write(self.stream, _CLEAR_LINE)
+        if self._open and (self._status or self._refusals):
+            self._put("")
         self._open = False
         self._status = ""
 
@@ -131,6 +168,7 @@ class Progress:
                 return [
                     self._line(f"question: {event.query}", "bold", run),
                     self._line(f"context: {context_facts(event.context)}; models: {models}", "dim", run),
+                    *(self._line(_UNPRICED.format(name), "yellow", run) for name in self._unpriced(event)),
                 ]
             case events.RootReplied():
                 return [self._paint("bold", f"turn {event.turn}") + self._paint("dim", f"  {event.elapsed_s:.1f} s")]
@@ -183,8 +221,29 @@ class Progress:
     def _paint(self, style: str, text: str) -> str:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.color else text
 
+    def _unpriced(self, event: events.RunStarted) -> list[str]:
+        names = dict.fromkeys((event.root_model, event.sub_model))
+        return [name for name in names if self.prices and self.prices.cost_nano(name, Usage()) is None]
+
+    def _refused(self, event: events.Refused, run: _Run) -> None:
+        # Code that tries again and again would fill the screen: a line is drawn when the last of a kind has come.
+        if self._refusals is None or not self._refusals.take(run, event):
+            if self._refusals is not None:
+                self._put("")
+            self._refusals = _Refusals(run, event, event.count)
+
+    def _look_for_more_refusals(self) -> None:
+        if (refusals := self._refusals) is not None:
+            if refusals.told == refusals.count:
+                self._put("")
+            refusals.told = refusals.count
+
     def _put(self, text: str) -> None:
-        write(self.stream, (_CLEAR_LINE if self._status else "") + text)
+        if (refusals := self._refusals) is not None:
+            self._refusals = None
+            line = self._line(_refusal(refusals.event, refusals.count), "yellow", refusals.run)
+            text = f"{'    ' * refusals.run.depth}{line}\n{text}"
+        tell(self.stream, (_CLEAR_LINE if self._status else "") + text)
         self._status = ""
 
     def _draw(self) -> None:
@@ -192,21 +251,23 @@ class Progress:
         # The last column stays free: writing to it makes some terminals wrap.
         status = fit([*self.tally.parts(), elapsed], max(self.width() - 1, 1))
         if status != self._status:
-            write(self.stream, _CLEAR_LINE + self._paint("dim", status))
+            tell(self.stream, _CLEAR_LINE + self._paint("dim", status))
             self._status = status
 
 
-def _said(event: Event) -> tuple[str, str] | None:  # noqa: PLR0911 - one a kind of event
+def _refusal(event: events.Refused, count: int) -> str:
+    left = "" if event.limit is None else f" ({event.limit:g} left)"
+    times = f", {count:,} times" if count > 1 else ""
+    return f"refused {event.method}: {event.reason}{left}{times}"
+
+
+def _said(event: Event) -> tuple[str, str] | None:
     """Return the one line that some events are worth, and its style."""
     match event:
         case events.SandboxOpened():
             return f"sandbox ready in {event.elapsed_s:.2f} s ({event.runtime or 'default runtime'})", "dim"
         case events.RetryScheduled():
             return f"{event.purpose}: {event.code}, trying again in {event.wait_s:.1f} s", "yellow"
-        case events.Refused():
-            left = "" if event.limit is None else f" ({event.limit:g} left)"
-            times = f", {event.count:,} times" if event.count > 1 else ""
-            return f"refused {event.method}: {event.reason}{left}{times}", "yellow"
         case events.ChildStarted():
             return f"child run: {event.query}", "bold"
         case events.ChildFinished():

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.common import (
     EXIT_INTERRUPTED,
+    EXIT_NO_ANSWER,
     EXIT_OF_STATUS,
+    OutputError,
+    add_journal,
     add_json,
     add_policy,
+    given,
     journal_directory,
     load_policy,
     note,
@@ -22,7 +26,6 @@ from orchestrator.cli.common import (
     say,
 )
 from orchestrator.errors import ConfigurationError
-from orchestrator.text import counted
 
 if TYPE_CHECKING:
     import anyio
@@ -50,12 +53,15 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--model",
         metavar="SPEC",
+        type=given,
         help="root model: anthropic:NAME, openai:NAME, offline[:NAME] or scripted:FILE "
         "(default: Anthropic when a key is set, else offline)",
     )
-    parser.add_argument("--sub-model", metavar="SPEC", help="model of the sub-calls (default: the root model)")
+    parser.add_argument(
+        "--sub-model", metavar="SPEC", type=given, help="model of the sub-calls (default: the root model)"
+    )
     add_policy(parser)
-    parser.add_argument("--journal", metavar="DIR", type=Path, help="folder of the journals (default: see CLI.md)")
+    add_journal(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress, only errors")
     add_json(parser, "the result")
     parser.more_help = _offline_help
@@ -78,15 +84,24 @@ def handle(args: argparse.Namespace) -> int:
     from orchestrator.cli.inputs import load_context
 
     policy = load_policy(args.policy, args.assignments)
-    query = args.query if args.query is not None else read_text(args.query_file, "--query-file")
-    if not query.strip():
-        raise ConfigurationError("the question is empty: give one with -q")
+    query = _question(args)
     journal = _writable(args.journal or journal_directory())
     loaded = load_context(args.files, policy.limits.context_mb)
     if loaded.skipped and not args.quiet:
-        note(f"left out {counted(len(loaded.skipped), 'file')} that cannot be read as text: {_some(loaded.skipped)}")
+        note(loaded.left_out())
     result, interrupted = _complete(args, policy, loaded.context, query, journal)
     return _report(args, result, interrupted=interrupted)
+
+
+def _question(args: argparse.Namespace) -> str:
+    if args.query_file is None:
+        if not args.query.strip():
+            raise ConfigurationError("the question is empty: give one with -q")
+        return str(args.query)
+    query = read_text(args.query_file, "--query-file")
+    if not query.strip():
+        raise ConfigurationError(f"--query-file {args.query_file}: the file is empty")
+    return query
 
 
 def _complete(
@@ -95,9 +110,10 @@ def _complete(
     """Return the result, and whether somebody asked for its end."""
     from orchestrator.cli.interrupt import Interrupt
     from orchestrator.cli.progress import Progress
+    from orchestrator.models.prices import PriceTable
     from orchestrator.rlm.api import RLM
 
-    progress = None if args.quiet else Progress.on(sys.stderr)
+    progress = None if args.quiet else Progress.on(sys.stderr, PriceTable.load())
     rlm = RLM(model=args.model, sub_model=args.sub_model, policy=policy, journal=journal, on_event=progress)
     results: list[Result] = []
 
@@ -121,21 +137,23 @@ def _complete(
 
 def _report(args: argparse.Namespace, result: Result, *, interrupted: bool) -> int:
     code = EXIT_OF_STATUS[result.status]
+    # First what was paid for; a stream that fails takes nothing else with it.
+    try:
+        if args.json:
+            out_json(result.to_dict())
+        elif result.answer is not None:
+            out(result.answer)
+    except OutputError as error:
+        what = "result" if result.answer is None else "answer"
+        say(f"cannot write the {what}: {error}; it is in {result.journal}")
+        return EXIT_NO_ANSWER
     if result.status != "answered":
         code = EXIT_INTERRUPTED if interrupted else code if result.error is None else result.error.exit_code
         end = "interrupted" if interrupted else f"{_END[result.status]}: {result.reason}"
-        say(end + ("; the partial answer follows" if result.answer is not None else ""))
+        say(end + ("; the answer is a partial one" if result.answer is not None else ""))
     if not args.quiet:
         note(f"journal: {result.journal}")
-    if args.json:
-        out_json(result.to_dict())
-    elif result.answer is not None:
-        out(result.answer)
     return code
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")  # noqa: PLR2004 - enough to know which
 
 
 def _writable(folder: Path) -> Path:

@@ -12,12 +12,13 @@ so a cell ends within its timeout and 2 s, and the rest of the promised 3 s is f
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from orchestrator.errors import SandboxGoneError, SandboxStartError
+from orchestrator.errors import SandboxGoneError, SandboxStartError, ungrouped
 from orchestrator.kernel.outputs import CellFold
 from orchestrator.kernel.result import ExecutionResult, Status
 from sandbox_image import wire
@@ -199,13 +200,16 @@ class KernelClient:
 
     # Cells ----------------------------------------------------------------------------------------------------------
 
-    async def execute(self, code: str, timeout_s: float, start_timeout_s: float) -> ExecutionResult:
+    async def execute(
+        self, code: str, timeout_s: float, start_timeout_s: float, stop: anyio.Event | None = None
+    ) -> ExecutionResult:
         """Run one cell to its end; one at a time.
 
         Args:
             code: Python source, as a model wrote it.
             timeout_s: seconds until the ladder begins.
             start_timeout_s: seconds a fresh kernel may take, if the last one died.
+            stop: when set, the ladder begins at once, and the cell is ``cancelled``.
 
         Raises:
             SandboxGoneError: the box was dead already.
@@ -223,7 +227,8 @@ class KernelClient:
         fold = self._fold = CellFold(self._output_limit)
         self._death, self._flooded = None, False
         try:
-            status, state_lost, detail = await self._run(code, timeout_s)
+            async with _waking(self._wake, stop):
+                status, state_lost, detail = await self._run(code, timeout_s, stop)
         except anyio.get_cancelled_exc_class():
             # Nobody is left to climb the ladder: what runs in the box now is unknown, so it serves no further cell.
             self._violation = self._violation or "a cell was abandoned"
@@ -237,7 +242,7 @@ class KernelClient:
             elapsed_s=time.monotonic() - started,
         )
 
-    async def _run(self, code: str, timeout_s: float) -> tuple[Status, bool, str]:
+    async def _run(self, code: str, timeout_s: float, stop: anyio.Event | None) -> tuple[Status, bool, str]:
         content = {
             "code": code.encode("utf-8", "replace").decode(),
             "silent": False,
@@ -248,12 +253,11 @@ class KernelClient:
         }
         with anyio.move_on_after(timeout_s):
             await self._sent(self._request("execute_request", content))
-            while not self._over and not self._flooded:
+            while not self._over and not self._flooded and not (stop and stop.is_set()):
                 await self._changed.wait()
-        why: Status = "output_limit" if self._flooded and not self._replied else "timeout"
-        if not self._over:
-            return await self._ladder(why, timeout_s)
-        return self._outcome()
+        if self._over:
+            return self._outcome()
+        return await self._ladder(*_ended_by(stop, timeout_s, flooded=self._flooded))
 
     @property
     def _over(self) -> bool:
@@ -276,8 +280,7 @@ class KernelClient:
             return ("oom" if self._death.get("oom") is True else "died"), True, _describe_death(self._death)
         return "died", True, "the box ended"
 
-    async def _ladder(self, why: Status, timeout_s: float) -> tuple[Status, bool, str]:
-        reason = "it printed without end" if why == "output_limit" else f"it ran longer than {timeout_s:g} s"
+    async def _ladder(self, why: Status, reason: str) -> tuple[Status, bool, str]:
         for step, kind, grace_s in (
             ("interrupted", Kind.INTERRUPT, INTERRUPT_GRACE_S),
             ("interrupted twice", Kind.INTERRUPT, INTERRUPT_GRACE_S),
@@ -297,6 +300,32 @@ class KernelClient:
 
     def _because(self) -> str:
         return f": {self._violation}" if self._violation else ""
+
+
+def _ended_by(stop: anyio.Event | None, timeout_s: float, *, flooded: bool) -> tuple[Status, str]:
+    if flooded:
+        return "output_limit", "it printed without end"
+    if stop and stop.is_set():
+        return "cancelled", "it was asked to stop"
+    return "timeout", f"it ran longer than {timeout_s:g} s"
+
+
+@asynccontextmanager
+async def _waking(wake: Callable[[], None], stop: anyio.Event | None) -> AsyncIterator[None]:
+    """Call ``wake`` when ``stop`` is set, inside the block."""
+    if stop is None:
+        yield
+        return
+
+    async def wait() -> None:
+        await stop.wait()
+        wake()
+
+    with ungrouped():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            yield
+            tasks.cancel_scope.cancel()
 
 
 def _describe_death(facts: dict[str, Any]) -> str:

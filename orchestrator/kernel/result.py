@@ -25,7 +25,7 @@ class ExecutionResult:
         status: ``ok``; ``error`` (the code raised); ``timeout`` (the deadline passed); ``output_limit`` (it flooded
             the channel until it had to be stopped); ``oom`` (the kernel of the host killed it for memory); ``died``
             (the REPL process ended by itself); ``protocol_error`` (what the box sent made no sense: the box is burnt);
-            ``cancelled`` (the caller gave up).
+            ``cancelled`` (the caller asked it to stop).
         state_lost: the variables of earlier cells are gone; a fresh REPL with ``context`` serves the next cell, unless
             the box itself is gone.
         stdout: text written there; when it was cut, head and tail with the cut marked between.

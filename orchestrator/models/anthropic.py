@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.errors import ModelAuthenticationError, ModelError
+from orchestrator.errors import ConfigurationError, ModelAuthenticationError, ModelError
 from orchestrator.models import estimate, provider
 from orchestrator.models.base import Message, ModelReply, ModelRequest, StopReason, Usage
 from orchestrator.text import one_line
@@ -25,6 +25,7 @@ READ_TIMEOUT_S: Final = 120.0  # between two events; the API sends pings while a
 _KEY = "ANTHROPIC_API_KEY"
 _TOKEN = "ANTHROPIC_AUTH_TOKEN"  # noqa: S105 - the name of a variable
 _URL = "ANTHROPIC_BASE_URL"
+_REMEDY = f"set {_KEY}, or choose another model with --model"
 
 _STOP_REASONS: Final[dict[str, StopReason]] = {
     "max_tokens": "max_tokens",
@@ -58,8 +59,7 @@ class AnthropicModel:
         With neither key nor token the SDK looks for its other credentials (profiles, workload identity) itself.
 
         Raises:
-            ModelAuthenticationError: no credentials are set.
-            ConfigurationError: a variable is malformed.
+            ConfigurationError: no credentials are set, they cannot be used, or a variable is malformed.
         """
         self.name = name
         key = provider.checked_key(_KEY, environ.get(_KEY))
@@ -80,7 +80,7 @@ class AnthropicModel:
         except anthropic.APIStatusError as error:
             raise _refused(endpoint, error) from error
         except anthropic.CredentialsError as error:
-            raise _no_credentials(error) from error
+            raise ModelAuthenticationError(_unusable_credentials(error)) from error
         except (anthropic.APIConnectionError, httpx2.HTTPError) as error:
             # A connection that drops in mid-stream is reported by the HTTP library, not by the SDK.
             raise endpoint.unreachable(error) from error
@@ -184,9 +184,9 @@ def _open(key: str | None, token: str | None, url: str | None) -> AsyncAnthropic
             http_client=anthropic.DefaultAsyncHttpxClient(timeout=timeout),
         )
     except anthropic.AnthropicError as error:
-        raise _no_credentials(error) from error
+        raise ConfigurationError(f"{_unusable_credentials(error)}; {_REMEDY}") from error
     if not (client.api_key or client.auth_token or client.credentials):
-        raise ModelAuthenticationError(f"no key for Anthropic: set {_KEY}")
+        raise ConfigurationError(f"no key for Anthropic: {_REMEDY}")
     return client
 
 
@@ -219,5 +219,5 @@ def _refused(endpoint: provider.Endpoint, error: APIStatusError) -> ModelError:
     )
 
 
-def _no_credentials(error: Exception) -> ModelAuthenticationError:
-    return ModelAuthenticationError(f"Anthropic's credentials cannot be used: {one_line(str(error), 200)}")
+def _unusable_credentials(error: Exception) -> str:
+    return f"Anthropic's credentials cannot be used: {one_line(str(error), 200)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.errors import ConfigurationError, ModelAuthenticationError
+from orchestrator.errors import ConfigurationError
 from orchestrator.models import estimate, provider
 from orchestrator.models.base import ModelReply, ModelRequest, StopReason, Usage
 
@@ -39,14 +39,16 @@ class OpenAIModel:
         """Open a client from ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL``; with the latter, the key may be missing.
 
         Raises:
-            ModelAuthenticationError: neither is set.
-            ConfigurationError: the package is not installed, or a variable is malformed.
+            ConfigurationError: neither is set, the package is not installed, or a variable is malformed.
         """
         self.name = name
         key = provider.checked_key(_KEY, environ.get(_KEY))
         url = provider.checked_url(_URL, environ.get(_URL))
         if key is None and url is None:
-            raise ModelAuthenticationError(f"no key for OpenAI: set {_KEY}, or {_URL} for a server that needs none")
+            raise ConfigurationError(
+                f"no key for OpenAI: set {_KEY}, or {_URL} for a server that needs none, "
+                "or choose another model with --model"
+            )
         try:
             import openai  # noqa: F401
         except ImportError as error:

@@ -22,8 +22,8 @@ def open_model(spec: str, *, environ: Mapping[str, str] = os.environ) -> Model:
         environ: where keys and base URLs are looked up.
 
     Raises:
-        ConfigurationError: the spec, or what it refers to, is wrong; the message says what would be right.
-        ModelAuthenticationError: the provider needs a key and none is set.
+        ConfigurationError: the spec, or what it refers to, is wrong, or the provider needs a key and none is set; the
+            message says what would be right.
     """
     provider, colon, name = (part.strip() for part in spec.partition(":"))
     opener = _OPENERS.get(provider)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import anyio
 import anyio.from_thread
@@ -19,7 +20,7 @@ from orchestrator.events import Sink
 from orchestrator.ledger import Scope
 from orchestrator.models.base import Model
 from orchestrator.models.prices import PriceTable
-from orchestrator.models.spec import default_spec, open_model
+from orchestrator.models.spec import FORMS, default_spec, open_model
 from orchestrator.policy import Policy
 from orchestrator.rlm.recursion import Run, Tree
 from orchestrator.rlm.result import Result
@@ -45,7 +46,8 @@ class RLM:
 
     Args:
         model: the root model, as a spec such as ``anthropic:NAME`` or as a Model, which stays the caller's to close.
-            None takes the policy's, or what the environment has a key for, or the offline model.
+            None takes the policy's, or what the environment has a key for, or the offline model. A Model that breaks
+            (raises what is no ModelError, or returns what is no ModelReply) fails the run or its sub-call, no more.
         sub_model: the model of the sub-calls, likewise. None takes the policy's, or the root model.
         policy: a Policy, the name of a shipped one, or the path of a TOML file.
         journal: folder for the journals, one file a run; None keeps none.
@@ -54,6 +56,7 @@ class RLM:
         open_box: opens the sandbox of each run.
 
     Raises:
+        ConfigurationError: ``model`` or ``sub_model`` is neither a spec nor a Model.
         PolicyError: the policy does not load.
     """
 
@@ -68,8 +71,8 @@ class RLM:
         open_box: OpenBox = open_sandbox,
     ) -> None:
         self.policy = policy if isinstance(policy, Policy) else Policy.load(policy or "default")
-        self._model = model or self.policy.models.root or None
-        self._sub_model = sub_model or self.policy.models.sub or None
+        self._model = _model("model", model) or self.policy.models.root or None
+        self._sub_model = _model("sub_model", sub_model) or self.policy.models.sub or None
         self._journal = None if journal is None else Path(journal)
         self._on_event = on_event
         self._open_box = open_box
@@ -78,15 +81,15 @@ class RLM:
         """Answer ``query`` over ``context`` and wait for it; works inside a running event loop (a notebook), too.
 
         Args:
-            context: a text, a list of texts, or a dict of name to text.
-            query: the question.
+            context: a text, a list of texts, or a dict of name to text. Lone surrogates, which UTF-8 cannot carry,
+                become ``?``.
+            query: the question; a str.
 
         Returns:
             How it went. A run that began has a result, whatever befell it; see :attr:`Result.status`.
 
         Raises:
-            ConfigurationError: the context, the query or a model's spec is not usable.
-            ModelAuthenticationError: a provider needs a key and none is set.
+            ConfigurationError: the context, the query or a model's spec is not usable, or a provider's key is not set.
             JournalError: the journal cannot be made.
         """
         work = partial(self.acomplete, context, query)
@@ -168,9 +171,24 @@ class _Models:
         return self.open(f"{self.provider}:{name}")
 
 
+def _model(what: str, model: object) -> str | Model | None:
+    if model is None or isinstance(model, str):
+        return model
+    fits = isinstance(getattr(model, "name", None), str) and callable(getattr(model, "complete", None))
+    if isinstance(model, type) or not fits or not callable(getattr(model, "aclose", None)):
+        given = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        raise ConfigurationError(
+            f"{what} is {given}: give a spec ({FORMS}), or an object with a name (a str) and the coroutine methods "
+            "complete(request) and aclose()"
+        )
+    return cast("Model", model)
+
+
 def _checked(query: object) -> str:
-    if not isinstance(query, str) or not query.strip():
-        raise ConfigurationError("the query is empty: ask a question, as a str")
+    if not isinstance(query, str):
+        raise ConfigurationError(f"the query is a str, not {type(query).__name__}")
+    if not query.strip():
+        raise ConfigurationError("the query is empty: ask a question")
     if len(query) > MAX_QUERY_CHARS:
         raise ConfigurationError(
             f"the query has {len(query):,} characters and may have {MAX_QUERY_CHARS:,}: put long texts into the context"

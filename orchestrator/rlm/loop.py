@@ -5,7 +5,7 @@ A run ends in one of these ways, and always with the best answer there is:
 - the box handed over ``Final``, or the whole reply was ``FINAL(...)``: answered;
 - a budget does not allow another turn: the model is told, and has one last turn where one was kept back for it. What it
   sets there is the answer. Otherwise the partial answer is, in this order: what that reply said in words, the variable
-  ``draft`` in the box, what the model said last;
+  ``draft`` in the box, what the model said last. Words beside code say what the code is for, so they are never one;
 - the model stopped working: replies without code, turn after turn in which all code fails, a refusal;
 - the box, a provider or the journal failed.
 """
@@ -99,7 +99,7 @@ class Loop:
 
     @property
     def said(self) -> str | None:
-        """What the model said last in words: the partial answer when there is no other."""
+        """What the model said last in a reply without code: the partial answer when there is no other."""
         return self._said or None
 
     async def run(self) -> Outcome:
@@ -122,13 +122,12 @@ class Loop:
         if anyio.current_time() >= self._work_by:
             raise LimitExceededError("wall_s", max(self.scope.deadline - anyio.current_time(), 0.0))
         reply = await self._ask()
-        if reply.stop_reason in {"refusal", "context_window"}:
-            self._said = reply.text.strip() or self._said
-            return await self._partial("no_answer", f"the root model stopped with {reply.stop_reason}")
         parsed = parse_reply(reply.text, complete=reply.stop_reason == "end")
+        self._said = _words(parsed) or self._said
+        if reply.stop_reason in {"refusal", "context_window"}:
+            return await self._partial("no_answer", f"the root model stopped with {reply.stop_reason}")
         if parsed.final_text is not None:
             return Outcome("answered", parsed.final_text)
-        self._said = parsed.prose or self._said
         blocks = _blocks(parsed)
         if not blocks:
             return await self._remind(parsed, reply)
@@ -215,10 +214,9 @@ class Loop:
         parsed = parse_reply(reply.text, complete=reply.stop_reason == "end")
         if parsed.final_text is not None:
             return Outcome("answered", parsed.final_text, limit.reason)
-        self._said = parsed.prose or self._said
         blocks = _blocks(parsed)
         if not blocks:
-            return await self._partial("limit", limit.reason, words=parsed.prose)
+            return await self._partial("limit", limit.reason, words=_words(parsed))
         await self._execute(blocks[:MAX_BLOCKS])
         if self.cells.final is not None:
             return Outcome("answered", self.cells.final, limit.reason)
@@ -248,6 +246,11 @@ class Loop:
             except SandboxError:
                 return None  # the box is gone, and the draft with it
         return self.cells.final
+
+
+def _words(parsed: ParsedReply) -> str:
+    """Return the prose of a reply without code, even half a block of it; beside code there is none that counts."""
+    return "" if parsed.blocks or parsed.cut else parsed.prose
 
 
 def _blocks(parsed: ParsedReply) -> tuple[str, ...]:

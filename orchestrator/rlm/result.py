@@ -55,12 +55,19 @@ class Result:
     run: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as ``rlm-sandbox run --json`` prints it."""
-        return {
+        """Return plain data, as ``rlm-sandbox run --json`` prints it.
+
+        ``error`` is there where the status is ``failed``: the name of the exception's type, None when there was none.
+        """
+        data: dict[str, Any] = {
             "status": self.status,
             "answer": self.answer,
             "reason": self.reason,
             "usage": self.usage,
             "journal": None if self.journal is None else str(self.journal),
             "turns": self.turns,
+            "run": self.run,
         }
+        if self.status == "failed":
+            data["error"] = None if self.error is None else type(self.error).__name__
+        return data

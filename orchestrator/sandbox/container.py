@@ -20,6 +20,7 @@ import anyio
 from anyio import to_thread
 
 from orchestrator.errors import EngineUnavailableError
+from orchestrator.sandbox import leftovers
 from orchestrator.sandbox.attach import AttachStream
 from orchestrator.sandbox.engine import ContainerInfo, Engine
 
@@ -98,23 +99,37 @@ async def started(engine: Engine, config: dict[str, Any]) -> AsyncIterator[Conta
     Raises:
         EngineUnavailableError: the engine refused a step or does not answer.
     """
-    name = f"rlm-sandbox-{secrets.token_hex(6)}"
+    name, identity = f"rlm-sandbox-{secrets.token_hex(6)}", ""
 
     def create_and_attach() -> AttachStream:
-        engine.create(config, name)
+        nonlocal identity
+        identity = engine.create(config, name)
         return AttachStream(engine.attach(name))
 
     stream: AttachStream | None = None
     try:
         # Not abandoned on cancellation: what the engine has begun to create must be known to be removed.
         stream = await to_thread.run_sync(create_and_attach)
-        await to_thread.run_sync(engine.start, name)
+        await to_thread.run_sync(_start, engine, name, identity)
         yield Container(name, stream)
     finally:
         with anyio.CancelScope(shield=True):
             if stream is not None:
                 await stream.aclose()
             await _bounded(lambda: engine.remove(name))
+
+
+def _start(engine: Engine, name: str, identity: str) -> None:
+    try:
+        engine.start(name)
+    except EngineUnavailableError as error:
+        left = leftovers.end(identity)
+        if left:
+            pids = " ".join(map(str, left))
+            raise EngineUnavailableError(
+                f"{error}; its runtime left processes behind, for root to kill: {pids}"
+            ) from error
+        raise
 
 
 async def _bounded(remove: Callable[[], None]) -> None:

@@ -6,8 +6,11 @@ exceptions end here: they leave as :class:`~orchestrator.errors.EngineUnavailabl
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,10 +83,27 @@ def _translated(doing: str) -> Iterator[None]:
         yield
     except docker.errors.APIError as error:
         raise EngineUnavailableError(f"the Docker engine refused to {doing}: {error.explanation or error}") from error
+    except requests.ReadTimeout as error:
+        raise EngineUnavailableError(f"the Docker engine did not {doing} within {REQUEST_TIMEOUT_S} s") from error
     except (docker.errors.DockerException, requests.RequestException, OSError) as error:
         raise EngineUnavailableError(
-            f"no Docker engine answers ({one_line(str(error), 160)}): start dockerd, or set DOCKER_HOST"
+            f"no Docker engine answers at {_address()} ({_reason(error)}): start dockerd, or set DOCKER_HOST"
         ) from error
+
+
+def _address() -> str:
+    host = os.environ.get("DOCKER_HOST")
+    return f"DOCKER_HOST={one_line(host, 100)}" if host else "/var/run/docker.sock"
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the operating system said at the bottom of it, else the beginning of the error's own text."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return one_line(str(error), 80)
 
 
 class Engine:
@@ -135,8 +155,20 @@ class Engine:
 
     def create(self, config: dict[str, Any], name: str) -> str:
         """Create a container from the engine API's own JSON; return its id."""
+        import docker.errors
+
         with _translated("create the container"):
-            return str(self._api.create_container_from_config(config, name)["Id"])
+            try:
+                return str(self._api.create_container_from_config(config, name)["Id"])
+            except docker.errors.APIError as error:
+                runtime = config["HostConfig"].get("Runtime", "")
+                known = self.info().runtimes
+                if not runtime or runtime in known:
+                    raise
+                raise EngineUnavailableError(
+                    f"the Docker engine has no runtime {runtime!r}: register it (see policies/GVISOR.md), or set "
+                    f"sandbox.runtime to one it has ({', '.join(known)})"
+                ) from error
 
     def attach(self, container: str) -> socket.socket:
         """Return the raw stream of a created container's stdin, stdout and stderr, multiplexed by the engine.
@@ -169,6 +201,23 @@ class Engine:
         with _translated("inspect the container"):
             record: dict[str, Any] = self._api.inspect_container(container)
             return record
+
+    def ran_out_of_memory(self, container: str, patience_s: int) -> bool:
+        """Whether memory is what a container died of; False as well if it is not known to have ended within the time.
+
+        The engine remembers for a while, even of a container that is gone.
+        """
+        with _translated("say what a container died of"):
+            events = self._api.events(
+                since=1,
+                until=int(time.time()) + patience_s,
+                filters={"container": [container], "event": ["oom", "die"]},
+                decode=True,
+            )
+            try:
+                return any(event.get("Action") == "oom" for event in itertools.islice(events, 1))
+            finally:
+                events.close()
 
     def wait(self, container: str, timeout_s: float) -> int:
         """Wait until a container has exited; return its exit code."""

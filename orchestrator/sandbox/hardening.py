@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.policy import Policy
+from orchestrator.sandbox import gvisor
 
 HOSTNAME = "sandbox"
 WORKDIR = "/work"
@@ -72,6 +73,24 @@ def supervisor_settings(policy: Policy) -> dict[str, int]:
     }
 
 
+def seccomp_profile(policy: Policy, profile: str) -> str:
+    """Return the profile, a JSON text, in the form that the policy's runtime understands."""
+    return gvisor.seccomp(profile) if gvisor.asked_for(policy.sandbox.runtime) else profile
+
+
+def host_tasks(policy: Policy) -> int:
+    """Return how many tasks of the host a box may be: as many as it sees itself, but under gVisor."""
+    return policy.limits.pids * (gvisor.HOST_TASKS if gvisor.asked_for(policy.sandbox.runtime) else 1)
+
+
+def _ulimits(policy: Policy) -> list[Record]:
+    files = policy.limits.open_files
+    limits = {"nofile": files, "core": 0, "memlock": 65536, "msgqueue": 0}
+    if gvisor.asked_for(policy.sandbox.runtime):
+        limits["nproc"] = policy.limits.pids  # on Linux it would count all processes of the uid, whatever their box
+    return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]
+
+
 def container_config(policy: Policy, image: str, seccomp: str, labels: dict[str, str]) -> Record:
     """Return the body of the engine's ``POST /containers/create``.
 
@@ -111,7 +130,7 @@ def container_config(policy: Policy, image: str, seccomp: str, labels: dict[str,
             "CapDrop": ["ALL"],
             "CapAdd": [],
             "Privileged": False,
-            "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp}"],
+            "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp_profile(policy, seccomp)}"],
             "IpcMode": "private",
             "CgroupnsMode": "private",
             "PidMode": "",
@@ -121,15 +140,10 @@ def container_config(policy: Policy, image: str, seccomp: str, labels: dict[str,
             "MemorySwap": memory,
             "OomKillDisable": False,
             "OomScoreAdj": OOM_SCORE_ADJ,
-            "PidsLimit": limits.pids,
+            "PidsLimit": host_tasks(policy),
             "CpuPeriod": CPU_PERIOD_US,
             "CpuQuota": math.ceil(limits.cpus * CPU_PERIOD_US),
-            "Ulimits": [
-                {"Name": "nofile", "Soft": limits.open_files, "Hard": limits.open_files},
-                {"Name": "core", "Soft": 0, "Hard": 0},
-                {"Name": "memlock", "Soft": 65536, "Hard": 65536},
-                {"Name": "msgqueue", "Soft": 0, "Hard": 0},
-            ],
+            "Ulimits": _ulimits(policy),
             "Tmpfs": {
                 SCRATCH: f"{scratch},size={limits.tmp_mb}m,nr_inodes={limits.tmp_inodes},mode=700",
                 RUN_DIR: f"{scratch},size={limits.context_mb + RUN_DIR_SLACK_MB}m,nr_inodes={RUN_DIR_INODES},mode=700",
@@ -174,9 +188,10 @@ def _status(facts: Record, field: str) -> str:
 
 
 def _no_capabilities(facts: Record, _: Wanted) -> bool:
-    return all(
-        int(_status(facts, field) or "1", 16) == 0 for field in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-    )
+    # Where the kernel has no line for ambient ones, they are none: all of them are permitted ones (capabilities(7)).
+    ambient = _status(facts, "CapAmb") or "0"
+    sets = (*(_status(facts, field) or "1" for field in ("CapInh", "CapPrm", "CapEff", "CapBnd")), ambient)
+    return all(int(value, 16) == 0 for value in sets)
 
 
 def _user_inside(facts: Record, wanted: Wanted) -> bool:
@@ -205,21 +220,22 @@ def _scratch(facts: Record, wanted: Wanted) -> bool:
     }
     for where, (megabytes, inodes) in bounds.items():
         mount = _mounted(facts, where)
-        if mount is None or mount[0] != "tmpfs" or not {"noexec", "nosuid", "nodev"} | inodes <= mount[1]:
+        flags = {"noexec"} if gvisor.serves(facts) else {"noexec", "nosuid", "nodev"} | inodes
+        if mount is None or mount[0] != "tmpfs" or not flags <= mount[1]:
             return False
-        if not {f"size={megabytes * 1024}k", f"size={megabytes}m"} & mount[1]:
+        if not {f"size={megabytes * 1024}k", f"size={megabytes}m", f"size={megabytes * MIB}"} & mount[1]:
             return False
     return True
 
 
-_OWN_FILE_SYSTEMS = frozenset(
-    ("overlay", "proc", "tmpfs", "devpts", "sysfs", "mqueue", "cgroup", "cgroup2", "9p", "gofer", "none")
-)
+_OWN_FILE_SYSTEMS = frozenset(("overlay", "proc", "tmpfs", "devpts", "sysfs", "mqueue", "cgroup", "cgroup2"))
 # Files of a few bytes that the engine makes for every container and mounts from its own folder, read-only here.
 _ENGINE_FILES = frozenset(("/etc/resolv.conf", "/etc/hostname", "/etc/hosts"))
 
 
 def _no_host_mounts(facts: Record, _: Wanted) -> bool:
+    if gvisor.serves(facts):
+        return gvisor.nothing_of_the_host(facts["mounts"], _ENGINE_FILES)
     return all(
         kind in _OWN_FILE_SYSTEMS or (where in _ENGINE_FILES and "ro" in options.split(","))
         for where, kind, options, _ in facts["mounts"]
@@ -241,6 +257,8 @@ def _no_swap_inside(facts: Record, wanted: Wanted) -> bool:
 
 
 def _pids_inside(facts: Record, wanted: Wanted) -> bool:
+    if gvisor.serves(facts):
+        return _limit_inside("Max processes", lambda policy: policy.limits.pids)(facts, wanted)
     return _cgroup_number(facts, "pids") == wanted.policy.limits.pids
 
 
@@ -275,7 +293,10 @@ def _ulimit(record: Record, name: str) -> tuple[int, int] | None:
 def _descriptors(facts: Record, _: Wanted) -> bool:
     # Everything open at start is a pipe of the stream, or the supervisor's own pipe, socket and context file.
     allowed = ("pipe:", "socket:", "/run/box/", "/dev/null", "anon_inode:")
-    return all(entry.partition(" ")[2].startswith(allowed) for entry in facts["descriptors"])
+    stream = gvisor.STREAM if gvisor.serves(facts) else ()
+    return all(
+        entry.startswith(stream) or entry.partition(" ")[2].startswith(allowed) for entry in facts["descriptors"]
+    )
 
 
 CONTROLS: tuple[Control, ...] = (
@@ -343,7 +364,7 @@ CONTROLS: tuple[Control, ...] = (
     Control(
         "H16",
         "processes and threads are limited",
-        lambda record, wanted: _host(record)["PidsLimit"] == wanted.policy.limits.pids,
+        lambda record, wanted: _host(record)["PidsLimit"] == host_tasks(wanted.policy),
         _pids_inside,
     ),
     Control(
@@ -367,7 +388,9 @@ CONTROLS: tuple[Control, ...] = (
     Control(
         "H19",
         "our own seccomp profile filters every system call",
-        lambda record, wanted: f"seccomp={wanted.seccomp}" in _host(record)["SecurityOpt"],
+        lambda record, wanted: (
+            f"seccomp={seccomp_profile(wanted.policy, wanted.seccomp)}" in _host(record)["SecurityOpt"]
+        ),
         lambda facts, _: _status(facts, "Seccomp") == "2",
     ),
     Control("H23", "the box writes no log on the host", lambda record, _: _host(record)["LogConfig"]["Type"] == "none"),
@@ -400,16 +423,37 @@ CONTROLS: tuple[Control, ...] = (
         lambda record, _: record["Config"]["WorkingDir"] == WORKDIR and record["Config"]["Entrypoint"] == ENTRYPOINT,
         lambda facts, _: facts["pid"] == 1,
     ),
+    Control(
+        "H31",
+        "a runtime named after gVisor has given the box gVisor's kernel",
+        None,
+        lambda facts, wanted: (
+            gvisor.serves(facts) or (facts["kernel"] != "" and not gvisor.asked_for(wanted.policy.sandbox.runtime))
+        ),
+    ),
+    Control(
+        "P1",
+        "the supervisor's stream is out of reach of the code in the box",
+        None,
+        lambda facts, _: facts["stream_in_reach"] is False,
+    ),
     Control("P20", "no foreign descriptor was left open", None, _descriptors),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found of every control."""
+    """What was found.
+
+    Attributes:
+        controls: what was found of every control, for people, by id.
+        deviations: each control that is not in force, and where that was seen.
+        kernel: what the box's kernel says of itself.
+    """
 
     controls: dict[str, str]
     deviations: list[str]
+    kernel: str = ""
 
 
 def verify(record: Record, facts: Record, wanted: Wanted) -> Report:
@@ -422,19 +466,27 @@ def verify(record: Record, facts: Record, wanted: Wanted) -> Report:
     """
     controls: dict[str, str] = {}
     deviations: list[str] = []
+    differences = gvisor.DIFFERENCES if gvisor.serves(facts) else {}
     for control in CONTROLS:
+        difference = differences.get(control.id)
+        blind = difference is not None and difference.inside == "unseen"
         views = [
             (view, check, data)
-            for view, check, data in (("engine", control.engine, record), ("inside", control.inside, facts))
+            for view, check, data in (
+                ("engine", control.engine, record),
+                ("inside", None if blind else control.inside, facts),
+            )
             if check is not None
         ]
         wrong = [view for view, check, data in views if not _holds(check, data, wanted)]
         seen = " and ".join(view for view, _, _ in views)
+        note = "" if difference is None else f"; under gVisor, {difference.why}"
         controls[control.id] = f"{control.what}: " + (
-            f"NOT IN FORCE ({', '.join(wrong)})" if wrong else f"held ({seen})"
+            f"NOT IN FORCE ({', '.join(wrong)}{note})" if wrong else f"held ({seen}{note})"
         )
-        deviations += [f"{control.id} {control.what} (seen from {view})" for view in wrong]
-    return Report(controls, deviations)
+        if difference is None or difference.inside != "reported":
+            deviations += [f"{control.id} {control.what} (seen from {view}{note})" for view in wrong]
+    return Report(controls, deviations, gvisor.kernel(facts))
 
 
 def _holds(check: Check, data: Record, wanted: Wanted) -> bool:

@@ -39,7 +39,10 @@ PROTOCOL_LABEL = "io.rlm-sandbox.protocol"
 CONTENT_LABEL = "io.rlm-sandbox.content"
 BASE_LABEL = "io.rlm-sandbox.base"
 ROOT_LABEL = "io.rlm-sandbox.root"
-TAG = "rlm-sandbox:latest"
+REPOSITORY = "rlm-sandbox"
+# Images of other sources that stay: other checkouts and versions that use the same engine have theirs, and all but a
+# few megabytes of them is shared.
+KEPT = 8
 
 Report = Callable[[str], None]
 
@@ -114,7 +117,7 @@ def find(engine: Engine, reference: str = "") -> ImageRef:
 
 
 def build(engine: Engine, *, force: bool = False, report: Report) -> ImageRef:
-    """Build the image unless it is there already, and remove images of earlier sources that no container uses.
+    """Build the image unless it is there already, and remove the oldest of other sources that no container uses.
 
     Args:
         engine: where to build.
@@ -160,12 +163,15 @@ def _build(engine: Engine, *, force: bool, report: Report) -> ImageRef:
             context,
             build_args={"BASE_IMAGE": base, "ROOT": root},
             labels={CONTENT_LABEL: content, PROTOCOL_LABEL: str(PROTOCOL_VERSION), BASE_LABEL: base},
-            tag=TAG,
+            tag=f"{REPOSITORY}:{content[:12]}",
         )
-    stale = [old.id for old in engine.images(CONTENT_LABEL) if old.id != image]
-    stale += [old.id for old in engine.images(ROOT_LABEL) if old.labels[ROOT_LABEL] != root]
+    images = engine.images(CONTENT_LABEL)
+    stale = [old for old in images if old.labels[CONTENT_LABEL] == content and old.id != image]
+    stale += [old for old in images if old.labels[CONTENT_LABEL] != content][KEPT:]
+    # A first stage serves as a cache alone; without its own, another checkout's next build takes some seconds more.
+    stale += [old for old in engine.images(ROOT_LABEL) if old.labels[ROOT_LABEL] != root]
     for old in stale:
-        engine.remove_image(old)
+        engine.remove_image(old.id)
     if previous_base is not None and previous_base.id != base_info.id:
         engine.remove_image(previous_base.id)
     report(f"image {image.removeprefix('sha256:')[:12]} built in {time.monotonic() - started:.0f} s")

@@ -217,7 +217,7 @@ class _Encoder:
         return {"$items": [[self.value(key), self.value(item)] for key, item in mapping.items()]}
 
 
-def read(path: Path) -> Iterator[Record]:
+def read(path: str | Path) -> Iterator[Record]:
     """Yield the records of a journal in order, long texts put back in place.
 
     A last line without its newline was being written when the process died: it is left out. The file is read as it is
@@ -226,6 +226,7 @@ def read(path: Path) -> Iterator[Record]:
     Raises:
         JournalError: the file cannot be read, is no journal, is of another version, or is damaged; the line is named.
     """
+    path = Path(path)
     try:
         with path.open("rb") as file:
             yield from _Reader(path, file).records()

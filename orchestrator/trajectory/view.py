@@ -5,8 +5,10 @@ Nothing here trusts what it shows: every text of a model or a box goes through :
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ CALLS_A_CELL = 5
 LINE_CHARS = 200
 
 _BOX_CHARS = 24
+_LAST_LINE = 1 << 18  # far more than the end of a run takes: its long texts stand in lines of their own
 _MARGIN = " " * 10  # the column of times
 
 
@@ -85,9 +88,8 @@ class _View:
 
     def _run_started(self, record: Record) -> Iterator[str]:
         said = record.fields
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.time))
         policy = said["policy"].get("name", "unnamed")
-        yield self._cut("", f"run {record.run}, begun {began}")
+        yield self._cut("", f"run {record.run}, begun {local_time(record.time)}")
         yield self._cut("  query    ", said["query"])
         digest = f", sha256 {said['context']['sha256']}" if "sha256" in said["context"] else ""
         yield self._cut("  context  ", context_facts(said["context"]) + digest)
@@ -192,7 +194,7 @@ class _View:
         yield self._at(record, f"child run {said['child']} {said['status']}{reason}")
 
     def _final_set(self, record: Record) -> Iterator[str]:
-        yield self._at(record, f"Final set, {len(record.fields['answer']):,} characters")
+        yield self._at(record, f"Final set, {counted(len(record.fields['answer']), 'character')}")
 
     def _limit_reached(self, record: Record) -> Iterator[str]:
         yield self._at(record, f"limit reached: {record.fields['reason']} ({record.fields['limit']:g} left)")
@@ -251,6 +253,65 @@ class _View:
             yield f"{margin}{mark}{line[:LINE_CHARS] if cut else line}{cut}"
         if len(shown) < len(lines):
             yield f"{margin}{mark}… {len(lines) - len(shown):,} more lines"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A run in a line of a list.
+
+    Attributes:
+        run: its id.
+        parent: id of the run that started it, or None.
+        time: Unix time in seconds at which it began.
+        status: how it ended, or ``unfinished``.
+        query: the question.
+        path: its journal.
+    """
+
+    run: str
+    parent: str | None
+    time: float
+    status: str
+    query: str
+    path: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as ``journal list --json`` prints it."""
+        return {key: value for key, value in asdict(self).items() if key != "parent"}
+
+
+def summarize(path: Path) -> Summary:
+    """Return what a list tells of a journal, from its beginning and its end alone.
+
+    Raises:
+        JournalError: it cannot be read, or does not begin as a journal does.
+    """
+    first = next(read(path), None)
+    if first is None or first.kind != "run_started" or not isinstance(first.fields.get("query"), str):
+        raise JournalError(f"{path} does not begin with a run")
+    status = _last_status(path) or "unfinished"
+    return Summary(first.run, first.parent, first.time, status, first.fields["query"], str(path))
+
+
+def _last_status(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - _LAST_LINE, 0))
+            last = file.read().splitlines()[-1]
+        data = json.loads(last)
+    except OSError as error:
+        raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
+    except (ValueError, IndexError, RecursionError):
+        return None  # The line was being written when the process died.
+    return str(data.get("status")) if isinstance(data, dict) and data.get("kind") == "run_finished" else None
+
+
+def local_time(seconds: float) -> str:
+    """Return a Unix time as date and time here."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, OSError, ValueError):
+        return "at no time that can be"
 
 
 def tokens(usage: dict[str, Any]) -> str:

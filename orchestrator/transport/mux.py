@@ -6,6 +6,7 @@ decided without waiting; a call from the box becomes a task of its own, bounded 
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 import anyio
@@ -27,6 +28,8 @@ from sandbox_image.wire import Frame, Kind
 FROM_BOX = frozenset((Kind.KERNEL, Kind.RPC, Kind.HELLO, Kind.READY, Kind.CUT, Kind.DIED, Kind.FAULT))
 # Calls beyond the window are refused, each by a short task; a box that keeps that many refusals waiting is hostile.
 MAX_REFUSALS = 256
+
+_log = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
@@ -50,7 +53,8 @@ class Mux:
     Args:
         stream: to the box; the mux sends and receives on it, and closes it when it has read its last.
         listener: hears of frames.
-        handler: answers calls.
+        handler: answers calls. What it raises that is no RpcRefusal is logged, as is a reply that cannot be sent; the
+            box is told no more than ``handler_failed``.
         max_frame: bytes of the largest frame accepted.
         max_message: bytes of the largest call accepted, and of all calls under way together.
         window: calls answered at once.
@@ -92,10 +96,10 @@ class Mux:
             except wire.WireError as error:
                 violation = str(error)
             finally:
+                self._listener.closed(violation)
                 # Before the tasks are waited for: one of them may be sending to a box that no longer reads.
                 with anyio.CancelScope(shield=True):
                     await self._stream.aclose()
-            self._listener.closed(violation)
             tasks.cancel_scope.cancel()
 
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
@@ -151,16 +155,29 @@ class Mux:
         message = encode_refusal(call.id, RpcRefusal("cell_over", "the cell that made this call is over"))
         try:
             with scope:
-                try:
-                    message = encode_reply(call.id, await self._handler(call))
-                except RpcRefusal as refusal:
-                    message = encode_refusal(call.id, refusal)
+                message = await self._handled(call)
             await self._send_message(message)
         except anyio.BrokenResourceError:
             pass  # the reader learns of it too
         finally:
             self._calls.discard(scope)
             self._bytes_under_way -= size
+
+    async def _handled(self, call: RpcCall) -> bytes:
+        try:
+            try:
+                return self._fitting(encode_reply(call.id, await self._handler(call)))
+            except RpcRefusal as refusal:
+                return encode_refusal(call.id, refusal)
+        except Exception:  # noqa: BLE001 - anybody may write a handler; one call it cannot answer must not end the box
+            _log.exception("the handler of calls failed on %s", call.method)
+            return encode_refusal(call.id, RpcRefusal("handler_failed", "the host could not answer this call"))
+
+    def _fitting(self, message: bytes) -> bytes:
+        # The box would take a longer one for an attack on itself, and hear no answer from then on.
+        if len(message) > self._max_message:
+            raise ValueError(f"a reply of {len(message):,} bytes, and at most {self._max_message:,} can be sent")
+        return message
 
     async def _send_message(self, message: bytes) -> None:
         async with self._write_lock:

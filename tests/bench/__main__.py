@@ -25,6 +25,7 @@ from orchestrator.sandbox import image
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcReply
 from tests.bench.local_kernel import LocalKernel
+from tests.support import policies
 
 MIB = 1 << 20
 TRIVIAL = "pass"
@@ -80,7 +81,7 @@ async def cold_start(engine: Engine, image_id: str, samples: int) -> Row:
         await to_thread.run_sync(lambda: subprocess.run(command, check=True, capture_output=True))
 
     async def ours() -> None:
-        async with Sandbox.open(Policy(), "text", engine=engine) as box:
+        async with Sandbox.open(policies.base(), "text", engine=engine) as box:
             await box.execute(TRIVIAL)
             elapsed.append((time.perf_counter() - began) * 1000)
 
@@ -98,7 +99,7 @@ async def cells(engine: Engine, samples: int) -> list[Row]:
     rows = []
     with LocalKernel() as local:
         for label, size in (("1 kB", 1000), ("1 MB", MIB), ("50 MB", 50 * MIB)):
-            async with Sandbox.open(Policy(), "x" * size, engine=engine) as box:
+            async with Sandbox.open(policies.base(), "x" * size, engine=engine) as box:
                 ours, floor = [], []
                 for _ in range(20):
                     await box.execute(TRIVIAL)
@@ -116,7 +117,7 @@ async def cells(engine: Engine, samples: int) -> list[Row]:
 
 async def calls(engine: Engine, samples: int) -> list[Row]:
     """Time sub-calls over an instant handler, as the cell sees them."""
-    async with Sandbox.open(Policy(), "text", rpc=_echo, engine=engine) as box:
+    async with Sandbox.open(policies.base(), "text", rpc=_echo, engine=engine) as box:
 
         async def measured(code: str) -> float:
             result = await box.execute(
@@ -141,7 +142,7 @@ async def transfers(engine: Engine, samples: int) -> list[Row]:
         # What opening takes with a text of four characters is not the transfer's.
         extra = await _opened(engine, text) - statistics.median(small)
         into.append(size / 1e6 / (extra / 1000))
-    async with Sandbox.open(Policy(), "text", rpc=_echo, engine=engine) as box:
+    async with Sandbox.open(policies.base(), "text", rpc=_echo, engine=engine) as box:
         await box.execute("answer = 'x' * 50_000_000")
         out = [50.0 / (await _timed(lambda: box.execute("FINAL(answer)")) / 1000) for _ in range(samples)]
     return [
@@ -152,7 +153,7 @@ async def transfers(engine: Engine, samples: int) -> list[Row]:
 
 async def _opened(engine: Engine, context: str) -> float:
     began = time.perf_counter()
-    async with Sandbox.open(Policy(), context, engine=engine):
+    async with Sandbox.open(policies.base(), context, engine=engine):
         return (time.perf_counter() - began) * 1000
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "policy show": "[NAME|PATH] --set --json",
     "policy check": "FILE --json",
     "journal show": "FILE|RUN --journal --full --json",
+    "journal list": "--journal --json",
     "clean": "--json",
 }
 

@@ -35,7 +35,9 @@ def main() -> int:
     held = [_try(refusal) for refusal in refusals(JOURNALS)]
     print(_RULE)
     print(f"{sum(agreed)} of {len(agreed)} answers agree with the truth; {sum(held)} of {len(held)} refusals hold.")
-    print(f"{time.monotonic() - began:.0f} s in all. The journals lie in {JOURNALS}")
+    size = sum(path.stat().st_size for path in JOURNALS.rglob("*") if path.is_file())
+    print(f"{time.monotonic() - began:.0f} s in all. The journals lie in {JOURNALS}: {size / 1e6:.1f} MB.")
+    print("The next demo replaces them.")
     return 0 if all(agreed) and all(held) else 1
 
 

@@ -49,7 +49,7 @@ def ask(query: str, documents: dict[str, str], *settings: str) -> Result:
 
 
 def test_a_budget_that_is_too_small_ends_in_an_answer_that_says_so(documents: dict[str, str]) -> None:
-    result = ask("How many lines contain the word self?", documents, "budget.tokens=200000")
+    result = ask("How many classes are there?", documents, "budget.tokens=200000")
     assert "were not read" in (result.answer or "")
 
 

@@ -14,6 +14,7 @@ from orchestrator import RLM, Policy, Result
 from orchestrator.context import Context
 from orchestrator.errors import ModelAuthenticationError
 from orchestrator.trajectory import journal
+from tests.support import policies
 from tests.support.model_server import Body, Fault, ModelServer, Reply, prompt_of, system_of
 
 pytestmark = pytest.mark.docker
@@ -53,7 +54,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
     """Run a script to its end in a real box."""
 
     def run(script: Script, context: Context = "some text", **settings: Any) -> tuple[Result, ModelServer]:
-        policy = Policy.load().override([*SMALL, *settings.get("set", ())])
+        policy = policies.base().override([*SMALL, *settings.get("set", ())])
         with ModelServer(script, key=settings.get("key", KEY)) as server:
             monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
             monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)

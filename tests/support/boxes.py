@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from orchestrator.policy import Policy
-from orchestrator.sandbox import hardening
+from orchestrator.sandbox import gvisor, hardening
 from orchestrator.sandbox.hardening import Wanted
 
 IMAGE = "sha256:" + "ab" * 32
@@ -28,7 +28,10 @@ def record(policy: Policy | None = None) -> dict[str, Any]:
     """Return what the engine says of the container it made of that."""
     sent = copy.deepcopy(config(policy))
     host = sent.pop("HostConfig")
-    masks = {"MaskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"], "ReadonlyPaths": ["/proc/bus", "/proc/sys"]}
+    masks = {
+        "MaskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
+        "ReadonlyPaths": ["/proc/bus", "/proc/sys"],
+    }
     return {"Image": sent["Image"], "Config": sent, "HostConfig": {**host, **masks}, "Mounts": []}
 
 
@@ -66,7 +69,11 @@ def facts(policy: Policy | None = None) -> dict[str, Any]:
             "cpu_period": f"{hardening.CPU_PERIOD_US}\n",
         },
         "cgroup_path": "2:memory:/\n1:name=systemd:/\n",
-        "limits": {"Max open files": [str(limits.open_files)] * 2, "Max core file size": ["0", "0"]},
+        "limits": {
+            "Max open files": [str(limits.open_files)] * 2,
+            "Max core file size": ["0", "0"],
+            "Max processes": ["31337", "31337"],
+        },
         "interfaces": ["lo"],
         "inet_socket": "EPERM",
         "hostname": hardening.HOSTNAME,
@@ -74,4 +81,42 @@ def facts(policy: Policy | None = None) -> dict[str, Any]:
         "namespaces": {},
         "descriptors": ["0 pipe:[1]", "3 pipe:[2]", "5 /run/box/context (deleted)", "7 socket:[3]"],
         "environment": ["HOME", "HOSTNAME"],
+        "stream_in_reach": False,
+        **(_under_gvisor(policy) if gvisor.asked_for(policy.sandbox.runtime) else {}),
+    }
+
+
+def _under_gvisor(policy: Policy) -> dict[str, Any]:
+    """Return what is different under gVisor; these are the words of its release 20221219."""
+    limits, user = policy.limits, policy.sandbox.user.split(":")
+    served = "ro,trans=fd,rfdno=4,wfdno=4,aname=/,dfltuid=4294967294,dfltgid=4294967294,cache=fscache"
+    run_dir = limits.context_mb + hardening.RUN_DIR_SLACK_MB
+    return {
+        "status": {
+            "Uid": "\t".join(user[:1] * 4),
+            "Gid": "\t".join(user[1:] * 4),
+            **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd"), "0" * 16),
+            "NoNewPrivs": "1",
+            "Seccomp": "2",
+        },
+        "mounts": [
+            ["/", "9p", "ro", served],
+            ["/dev", "tmpfs", "rw", "rw,mode=0755"],
+            ["/sys", "sysfs", "ro,noexec", "ro,dentry_cache_limit=1000"],
+            ["/tmp", "tmpfs", "rw,noexec", f"rw,uid=64000,gid=64000,size={limits.tmp_mb}m,mode=700"],  # noqa: S108
+            ["/proc", "proc", "rw,noexec", "rw,dentry_cache_limit=1000"],
+            ["/dev/pts", "devpts", "rw,noexec", "rw"],
+            ["/dev/shm", "tmpfs", "rw,noexec", f"rw,mode=1777,size={hardening.SHM_MB << 20}"],  # noqa: S108
+            ["/run/box", "tmpfs", "rw,noexec", f"rw,uid=64000,gid=64000,size={run_dir}m,mode=700"],
+            ["/etc/hostname", "9p", "ro", served],
+        ],
+        "cgroup": dict.fromkeys(("memory", "swap", "pids", "cpu_quota", "cpu_period"), ""),
+        "cgroup_path": "",
+        "limits": {
+            "Max open files": [str(limits.open_files)] * 2,
+            "Max core file size": ["0", "0"],
+            "Max processes": [str(limits.pids)] * 2,
+        },
+        "kernel": "Linux version 4.4.0 #1 SMP Sun Jan 10 15:06:54 PST 2016\n",
+        "descriptors": ["0 host:[2]", "1 host:[3]", "2 host:[1]", "3 pipe:[1]", "5 /run/box/context (deleted)"],
     }

@@ -42,9 +42,17 @@ async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]
             with anyio.fail_after(policy.limits.start_timeout_s):
                 async with anyio.create_task_group() as starting:
                     starting.start_soon(interpreter._send_context, mux, None)
-                    await client.hello()
+                    facts = await client.hello()
                 await client.handshake()
-            yield Sandbox(client, mux, policy, BoxInfo(started.id, found.id, "", {}, math.nan))
+            info = BoxInfo(
+                container=started.id,
+                image=found.id,
+                runtime=policy.sandbox.runtime,
+                kernel=str(facts.get("kernel", "")),
+                controls={},
+                opened_s=math.nan,
+            )
+            yield Sandbox(client, mux, policy, info)
     finally:
         engine.close()
 

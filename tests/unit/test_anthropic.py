@@ -317,7 +317,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
 @pytest.mark.usefixtures("no_credentials")
 @pytest.mark.parametrize("environ", [{}, {"ANTHROPIC_API_KEY": ""}, {"ANTHROPIC_API_KEY": "  \n"}])
 def test_a_missing_key_is_told_when_the_model_is_opened(environ: dict[str, str]) -> None:
-    with pytest.raises(ModelAuthenticationError, match="set ANTHROPIC_API_KEY"):
+    with pytest.raises(ConfigurationError, match="set ANTHROPIC_API_KEY, or choose another model with --model"):
         AnthropicModel(NAME, environ=environ)
 
 

@@ -3,14 +3,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 import orchestrator
-from orchestrator.errors import ConfigurationError, ContextError, JournalError, PolicyError
+from orchestrator.errors import (
+    ConfigurationError,
+    ContextError,
+    JournalError,
+    ModelError,
+    ModelRequestError,
+    PolicyError,
+)
 from orchestrator.events import Envelope, RunFinished
-from orchestrator.models.base import ModelReply, Usage
+from orchestrator.models.base import ModelReply, ModelRequest, Usage
 from orchestrator.policy import Policy
 from orchestrator.rlm import api
 from orchestrator.rlm.api import RLM, Result, new_run_id
@@ -88,7 +96,8 @@ def test_an_interrupt_in_a_nested_loop_cancels_the_run() -> None:
     [
         ("text", "", ConfigurationError, "query is empty"),
         ("text", "  \n", ConfigurationError, "query is empty"),
-        ("text", None, ConfigurationError, "query is empty"),
+        ("text", None, ConfigurationError, "the query is a str, not NoneType"),
+        ("text", 3, ConfigurationError, "the query is a str, not int"),
         ("text", "x" * 100_001, ConfigurationError, "100,001 characters"),
         (b"bytes", "What?", ContextError, "bytes"),
         ([1], "What?", ContextError, "int"),
@@ -125,7 +134,97 @@ def test_the_journal_of_a_run_is_named_in_its_result(tmp_path: Path) -> None:
         "usage": result.usage,
         "journal": str(result.journal),
         "turns": 1,
+        "run": result.run,
     }
+
+
+def test_a_failed_result_names_the_type_of_its_error_and_an_interrupted_one_none() -> None:
+    failed = Result("failed", None, "no", {}, None, 0, ModelRequestError("no"), "r")
+    assert failed.to_dict()["error"] == "ModelRequestError"
+    assert Result("failed", None, "interrupted", {}, None, 0).to_dict()["error"] is None
+
+
+class OwnModel:
+    """A caller's own model."""
+
+    name = "own"
+
+    def __init__(self, outcome: object) -> None:
+        self._outcome = outcome
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        del request
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome  # type: ignore[return-value]
+
+    async def aclose(self) -> None:
+        """Nothing is held open."""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (ValueError("my bug"), "the model raised ValueError: my bug"),
+        ({"text": "x"}, "the model returned a dict and no ModelReply"),
+    ],
+)
+def test_a_model_of_the_caller_s_own_that_breaks_fails_the_run_with_usage_and_journal_intact(
+    tmp_path: Path, outcome: object, reason: str
+) -> None:
+    run = RLM(OwnModel(outcome), policy=Policy(), journal=tmp_path, open_box=FakeBoxes().open)
+    result = run.complete("text", "What?")
+    assert (result.status, result.reason, result.usage["calls"]) == ("failed", reason, 1)
+    assert type(result.error) is ModelError
+    assert result.journal is not None
+    last = list(orchestrator.read_journal(str(result.journal)))[-1]
+    assert (last.kind, last.fields["reason"]) == ("run_finished", reason)
+
+
+def test_a_sub_model_of_the_caller_s_own_that_breaks_refuses_the_call_by_a_code_alone() -> None:
+    errors: list[RpcRefusal] = []
+    run = RLM(
+        FakeModel(default=CODE),
+        OwnModel(ValueError("my secret bug")),
+        Policy(),
+        open_box=FakeBoxes([[asks_model(None, errors)]]).open,
+    )
+    assert run.complete("text", "What?").answer == "done"
+    assert (errors[0].reason, "secret" in errors[0].message) == ("model_error", False)
+
+
+class Unnamed:
+    """All of a model but its name."""
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Nothing is held open."""
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (object(), "of type object"),
+        (OwnModel, "the class OwnModel"),
+        (Unnamed(), "of type Unnamed"),
+        (5, "of type int"),
+    ],
+)
+def test_what_is_no_model_is_refused_at_once_with_what_one_is(model: Any, found: str) -> None:
+    words = rf"is {found}: give a spec \(anthropic:NAME.*an object with a name \(a str\)"
+    with pytest.raises(ConfigurationError, match=f"^model {words}"):
+        RLM(model=model, policy=Policy())
+    with pytest.raises(ConfigurationError, match=f"^sub_model {words}"):
+        RLM(sub_model=model, policy=Policy())
+
+
+def test_a_missing_key_is_a_matter_of_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ConfigurationError, match=r"set OPENAI_API_KEY.*or choose another model with --model"):
+        RLM("openai:gpt", policy=Policy()).complete("text", "What?")
 
 
 def test_without_a_folder_there_is_no_journal() -> None:
@@ -178,10 +277,10 @@ def test_without_any_choice_the_environment_decides(monkeypatch: pytest.MonkeyPa
     assert set(opened.models) == {"default:model"}
 
 
-def asks_model(name: str, errors: list[RpcRefusal]) -> CellBody:
+def asks_model(name: str | None, errors: list[RpcRefusal]) -> CellBody:
     async def body(box: FakeBox) -> None:
         try:
-            await box.call("llm_query", "q", model=name)
+            await box.call("llm_query", "q", **({} if name is None else {"model": name}))
         except RpcRefusal as refusal:
             errors.append(refusal)
         await box.call("final", "done")

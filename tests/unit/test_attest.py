@@ -21,7 +21,9 @@ def test_the_facts_travel_as_strict_json_in_a_small_frame() -> None:
 def test_the_facts_are_those_of_this_process() -> None:
     facts = attest.gather()
     assert facts["pid"] == os.getpid()
-    assert facts["status"]["Uid"].split() == [str(uid) for uid in (os.getuid(), os.geteuid(), os.getuid(), os.geteuid())]
+    assert facts["status"]["Uid"].split() == [
+        str(uid) for uid in (os.getuid(), os.geteuid(), os.getuid(), os.geteuid())
+    ]
     assert facts["hostname"] == os.uname().nodename
     assert facts["environment"] == sorted(os.environ)
     assert set(facts["limits"]) >= {"Max open files", "Max core file size"}

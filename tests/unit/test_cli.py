@@ -7,18 +7,19 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import anyio
 import pytest
 
 from orchestrator.cli.exec import split_cells
 from orchestrator.cli.inputs import load_context
+from orchestrator.cli.interrupt import Interrupt
 from orchestrator.cli.main import main
 from orchestrator.errors import (
     ContextError,
@@ -30,7 +31,7 @@ from orchestrator.errors import (
     RlmSandboxError,
     SandboxGoneError,
 )
-from orchestrator.events import Recorder
+from orchestrator.events import Envelope, Event, Recorder
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.rlm.result import Result
@@ -172,7 +173,35 @@ def one_complaint(err: str) -> bool:
         (["policy", "show", "default", "--set", "x.y=1"], "no table 'x'"),
         (["journal", "show"], "FILE|RUN"),
         (["journal", "show", "r9"], "no journal 'r9': it is neither a file nor a run in"),
+        (["journal", "show", ""], "the run is empty: give a file, or a run's id or its beginning"),
+        (["journal", "show", "{text}"], "text.txt, line 1 is not a line of a journal"),
+        (["journal", "show", "{text}", "--json"], "text.txt, line 1 is not a line of a journal"),
+        (["journal", "show", "{binary}"], "not a journal: "),
+        (["journal", "show", "{nothing}"], "is empty: not a journal"),
+        (["journal", "show", "r", "--journal", ""], "argument --journal: the value is empty"),
+        (["journal", "list", "--journal", "missing"], "no such folder: missing"),
         (["image"], "VERB"),
+        (["run", "-q", "x", "{text}", "--model", ""], "argument --model: the value is empty"),
+        (["run", "-q", "x", "{text}", "--sub-model", " "], "argument --sub-model: the value is empty"),
+        (["run", "-q", "x", "{text}", "--journal", ""], "argument --journal: the value is empty"),
+        (["run", "-q", "x", ""], "the name of a FILE is empty"),
+        (["run", "--query-file", "{nothing}", "{text}"], "nothing: the file is empty"),
+        (["run", "--query-file", "", "{text}"], "--query-file: the name of the file is empty"),
+        (["run", "-q", "x", "{text}", "--jsno"], "(see rlm-sandbox run --help)"),
+        (["policy", "check", "x", "--jsno"], "(see rlm-sandbox policy check --help)"),
+        (["--jsno", "run", "-q", "x"], "--jsno"),
+        (["run", "-q", "x", "{text}", "{binary}"], "binary.bin is not UTF-8 text (byte 0)"),
+        (["exec", "{text}", "--timeout", "301"], "--timeout 301 is more than the policy's limits.cell_timeout_s = 300"),
+        (
+            ["policy", "show", "--set", "sandbox.user=root"],
+            "sandbox.user = 'root': give numeric uid:gid, each of at least 100, such as 64000:64000",
+        ),
+        (
+            ["policy", "show", "--set", "sandbox.runtime=/x"],
+            "sandbox.runtime = '/x': give a name of at most 64 letters",
+        ),
+        (["policy", "show", "--set", "models.allowed=offline"], "models.allowed = 'offline': give a list such as ["),
+        (["policy", "check", "{binary}"], "is not UTF-8 text"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(  # noqa: PLR0917 - fixtures and a table
@@ -180,7 +209,9 @@ def test_bad_input_is_one_line_and_exit_code_2(  # noqa: PLR0917 - fixtures and 
 ) -> None:
     (tmp_path / "binary.bin").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty.py").write_text("\n# %%\n \n")
-    names = {"text": text, "binary": str(tmp_path / "binary.bin"), "empty": str(tmp_path / "empty.py")}
+    (tmp_path / "nothing").touch()
+    places = {"binary": "binary.bin", "empty": "empty.py", "nothing": "nothing"}
+    names = {"text": text, **{name: str(tmp_path / place) for name, place in places.items()}}
     code, out, err = cli(*(argument.format(**names) for argument in arguments))
     assert (code, out) == (2, "")
     assert one_complaint(err)
@@ -211,6 +242,13 @@ def test_version_names_package_and_protocol(cli: Run) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("rlm-sandbox ")
     assert out.endswith("(protocol 1)\n")
+
+
+def test_the_help_says_what_the_defaults_are(cli: Run) -> None:
+    told = " ".join(cli("run", "--help")[1].split())
+    assert "(default: rlm-sandbox/journal in $XDG_STATE_HOME, or else in ~/.local/state)" in told
+    told = " ".join(cli("exec", "--help")[1].split())
+    assert "at most, and by default, the policy's limits.cell_timeout_s" in told
 
 
 def test_help_is_fast() -> None:
@@ -266,7 +304,7 @@ def test_run_with_json_prints_the_result_and_nothing_else(cli: Run, runs: FakeRu
     code, out, _ = cli("run", "-q", "What?", text, "--json")
     assert code == 0
     assert json.loads(out) == runs.outcome.to_dict()  # type: ignore[union-attr]
-    assert list(json.loads(out)) == ["status", "answer", "reason", "usage", "journal", "turns"]
+    assert list(json.loads(out)) == ["status", "answer", "reason", "usage", "journal", "turns", "run"]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +316,7 @@ def test_run_with_json_prints_the_result_and_nothing_else(cli: Run, runs: FakeRu
             1,
             "no answer: 3 replies in a row held no code",
         ),
-        (result("limit", "partial", "calls"), 3, "a limit ended the run: calls; the partial answer follows"),
+        (result("limit", "partial", "calls"), 3, "a limit ended the run: calls; the answer is a partial one"),
         (result("limit", None, "wall_s"), 3, "a limit ended the run: wall_s\n"),
         (result("failed", None, "the box died", SandboxGoneError("the box died")), 4, "the run failed: the box died"),
         (result("failed", None, "no key", ModelAuthenticationError("no key")), 5, "the run failed: no key"),
@@ -310,20 +348,122 @@ def test_an_answer_goes_into_a_pipe_whole_and_as_it_is(cli: Run, runs: FakeRuns,
     assert out == answer.replace("\ud800", "\ufffd") + "\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("flag", [[], ["--json"]])
-def test_interrupted_once_it_stops_with_what_there_is(cli: Run, runs: FakeRuns, text: str, flag: list[str]) -> None:
+def test_interrupted_once_it_stops_with_what_there_is(
+    cli: Run, runs: FakeRuns, text: str, flag: list[str], number: signal.Signals
+) -> None:
     runs.outcome = result("failed", "half of it", "interrupted")
-    runs.during = lambda: os.kill(os.getpid(), signal.SIGINT)
-    before = signal.getsignal(signal.SIGINT)
+    runs.during = lambda: os.kill(os.getpid(), number)
+    before = signal.getsignal(number)
     code, out, err = cli("run", text, "-q", "What?", *flag)
     assert code == 130
     assert "stopping; press Ctrl-C once more" in err
-    assert "rlm-sandbox: interrupted; the partial answer follows" in err
-    assert signal.getsignal(signal.SIGINT) is before
+    assert "rlm-sandbox: interrupted; the answer is a partial one" in err
+    assert signal.getsignal(number) is before
     if flag:
         assert json.loads(out) == runs.outcome.to_dict()
     else:
         assert out == "half of it\n"
+
+
+def test_a_terminal_that_closes_and_tells_of_it_twice_is_no_impatience(cli: Run, runs: FakeRuns, text: str) -> None:
+    def hang_up() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    runs.outcome, runs.during = result("failed", "half of it", "interrupted"), hang_up
+    assert cli("run", text, "-q", "What?")[:2] == (130, "half of it\n")
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt(print):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_model_without_a_price_is_told_when_the_run_begins(cli: Run, runs: FakeRuns, text: str) -> None:
+    _, _, err = cli("run", text, "-q", "What?")
+    assert "no price is known for root-model: budget.cost_usd does not bound it\n" in err
+    assert "no price is known for sub-model: budget.cost_usd does not bound it\n" in err
+    assert err.index("no price") < err.index("turn 1")
+
+
+# Streams that fail ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["full", "closed", "missing"])
+def broken(request: pytest.FixtureRequest) -> Iterator[TextIO | None]:
+    """Give a stream that takes nothing: it is full, closed, or not there at all."""
+    with Path("/dev/full").open("w", encoding="utf-8") as stream:
+        if request.param == "closed":
+            stream.close()
+        yield None if request.param == "missing" else stream
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_an_answer_that_stdout_does_not_take_is_told_to_be_in_the_journal(
+    cli: Run, runs: FakeRuns, text: str, monkeypatch: pytest.MonkeyPatch, *, broken: TextIO | None, flag: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", broken)
+    code, _, err = cli("run", text, "-q", "What?", "--quiet", *flag)
+    reason = "stdout is closed" if broken is None or broken.closed else "No space left on device"
+    assert (code, err) == (1, f"rlm-sandbox: cannot write the answer: {reason}; it is in /journals/r1.jsonl\n")
+
+
+def test_an_answer_is_printed_whatever_becomes_of_stderr(
+    cli: Run, runs: FakeRuns, text: str, monkeypatch: pytest.MonkeyPatch, broken: TextIO | None
+) -> None:
+    monkeypatch.setattr(sys, "stderr", broken)
+    runs.outcome = result("limit", "partial", "calls")
+    assert cli("run", text, "-q", "What?")[:2] == (3, "partial\n")
+    assert cli("run", "missing", "-q", "What?")[:2] == (2, "")
+
+
+@pytest.mark.parametrize("arguments", [["policy", "show"], ["policy", "show", "--json"], ["--help"], ["--version"]])
+def test_other_output_that_stdout_does_not_take_is_an_error(
+    cli: Run, monkeypatch: pytest.MonkeyPatch, broken: TextIO | None, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", broken)
+    code, _, err = cli(*arguments)
+    assert code == 1
+    assert one_complaint(err)
+    assert "cannot write the output: " in err
+
+
+def test_the_answer_comes_before_the_closing_notes(runs: FakeRuns, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", both)
+    monkeypatch.setattr(sys, "stderr", both)
+    runs.outcome = result("limit", "partial", "calls")
+    assert main(["run", text, "-q", "What?"]) == 3
+    notes = "rlm-sandbox: a limit ended the run: calls; the answer is a partial one\njournal: /journals/r1.jsonl\n"
+    assert both.getvalue().endswith("partial\n" + notes)
+
+
+@pytest.mark.parametrize("arguments", [["run", "-q", "x"], ["run", "-q", "x", "-"], ["exec"], ["exec", "-", "--json"]])
+def test_a_closed_stdin_asks_for_a_file(
+    cli: Run, runs: FakeRuns, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert cli(*arguments) == (2, "", "rlm-sandbox: stdin is closed: name a FILE\n")
+
+
+_AFTER_CLOSING = """
+import os
+from orchestrator.cli.main import main
+os.close(1), os.close(2)
+main(["policy", "show"])
+os._exit(os.open(os.devnull, os.O_RDONLY))
+"""
+
+
+def test_no_file_gets_the_number_of_a_closed_stream() -> None:
+    assert subprocess.run([sys.executable, "-c", _AFTER_CLOSING], cwd=ROOT, check=False).returncode > 2
 
 
 # What goes in as the context ------------------------------------------------------------------------------------------
@@ -335,6 +475,12 @@ def test_files_that_are_no_text_are_left_out_and_told(tmp_path: Path, cli: Run, 
     _, _, err = cli("run", str(tmp_path), "-q", "What?")
     assert "left out 2 files that cannot be read as text: latin.txt, nul.bin\n" in err
     assert runs.asked[0][0] == {"a.txt": "A"}
+
+
+def test_exec_tells_what_was_left_out_of_its_context(tmp_path: Path, cli: Run, box: FakeBox, text: str) -> None:
+    folder = write(tmp_path / "folder", a="A", b=b"\xff")
+    assert cli("exec", text, "--context", str(folder)) == (0, "", "left out 1 file that cannot be read as text: b\n")
+    assert box.opened[1] == {"a": "A"}
 
 
 def test_files_may_stand_on_both_sides_of_an_option(cli: Run, runs: FakeRuns, tmp_path: Path) -> None:
@@ -357,7 +503,8 @@ class FakeBox:
         ran: code and timeout of each cell.
         failure: raised instead of opening.
         info: what is told of it.
-        during: called while a cell runs, which then never ends.
+        during: called while the second cell runs, which then ends only when it is stopped.
+        opening: called while it opens, which then never ends.
     """
 
     results: list[ExecutionResult | Exception] = field(default_factory=list)
@@ -366,19 +513,24 @@ class FakeBox:
     failure: Exception | None = None
     info: Any = None
     during: Callable[[], object] | None = None
+    opening: Callable[[], object] | None = None
 
     @asynccontextmanager
     async def open(self, policy: Policy, context: Any = None, **_: Any) -> AsyncIterator[FakeBox]:
         if self.failure is not None:
             raise self.failure
+        if self.opening is not None:
+            self.opening()
+            await anyio.sleep_forever()
         self.opened = (policy, context)
         yield self
 
-    async def execute(self, code: str, timeout: float | None) -> ExecutionResult:
+    async def execute(self, code: str, timeout: float | None, stop: anyio.Event) -> ExecutionResult:
         self.ran.append((code, timeout))
         if self.during is not None and len(self.ran) > 1:
             self.during()
-            await anyio.sleep_forever()
+            await stop.wait()
+            return ExecutionResult("cancelled", stdout="so far\n", detail="it was asked to stop: interrupted")
         outcome = self.results.pop(0) if self.results else ExecutionResult("ok")
         if isinstance(outcome, Exception):
             raise outcome
@@ -457,13 +609,26 @@ def test_exec_without_an_engine_is_exit_code_4(cli: Run, box: FakeBox, text: str
     assert err == "rlm-sandbox: no Docker engine answers: start dockerd, or set DOCKER_HOST\n"
 
 
-def test_exec_interrupted_prints_the_cells_that_ran(cli: Run, box: FakeBox, tmp_path: Path) -> None:
+def test_exec_interrupted_keeps_what_the_running_cell_has_printed(cli: Run, box: FakeBox, tmp_path: Path) -> None:
     (tmp_path / "cells.py").write_text(CELLS)
     box.during = lambda: os.kill(os.getpid(), signal.SIGTERM)
     code, out, err = cli("exec", str(tmp_path / "cells.py"), "--json")
     assert code == 130
-    assert len(json.loads(out)) == 1
-    assert "interrupted after 1 of 3 cells" in err
+    assert [(item["status"], item["stdout"]) for item in json.loads(out)] == [("ok", ""), ("cancelled", "so far\n")]
+    assert err.endswith("rlm-sandbox: interrupted in cell 2 of 3\n")
+    box.ran.clear()
+    code, out, err = cli("exec", str(tmp_path / "cells.py"))
+    assert (code, out) == (130, "so far\n")
+    assert "cell 2: cancelled after 0.0 s (it was asked to stop: interrupted)" in err
+    assert len(box.ran) == 2
+
+
+def test_exec_interrupted_while_the_box_opens_runs_nothing(cli: Run, box: FakeBox, tmp_path: Path) -> None:
+    (tmp_path / "cells.py").write_text(CELLS)
+    box.opening = lambda: os.kill(os.getpid(), signal.SIGINT)
+    code, out, err = cli("exec", str(tmp_path / "cells.py"), "--json")
+    assert (code, json.loads(out), box.ran) == (130, [], [])
+    assert err.endswith("rlm-sandbox: interrupted after 0 of 3 cells\n")
 
 
 # doctor, image, clean -------------------------------------------------------------------------------------------------
@@ -588,6 +753,21 @@ def test_image_build_prints_the_id_and_its_progress_apart(cli: Run, engine: Fake
     assert engine.built == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("unix:///nonexistent.sock", "DOCKER_HOST=unix:///nonexistent.sock (No such file or directory)"),
+        ("tcp://127.0.0.1:1", "DOCKER_HOST=tcp://127.0.0.1:1 (Connection refused)"),
+        ("nonsense://x", "DOCKER_HOST=nonsense://x (Invalid bind address protocol: nonsense://x)"),
+    ],
+)
+def test_an_engine_that_is_down_is_named_with_the_reason(host: str, told: str) -> None:
+    with process("clean", env={**os.environ, "DOCKER_HOST": host}, stderr=subprocess.PIPE) as started_:
+        _, err = started_.communicate()
+    assert started_.returncode == 4
+    assert err.decode() == f"rlm-sandbox: no Docker engine answers at {told}: start dockerd, or set DOCKER_HOST\n"
+
+
 def test_clean_tells_what_it_removed(cli: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("clean") == (0, "nothing to remove\n", "")
 
@@ -633,6 +813,13 @@ def test_policy_check_says_whether_a_file_is_a_policy(cli: Run, tmp_path: Path) 
     assert one_complaint(err)
     assert "unknown key 'budget.cals'" in err
     assert "budget.turns = 0" in err
+    code, out, complaint = cli("policy", "check", str(bad), "--json")
+    assert (code, complaint) == (2, err)
+    assert json.loads(out) == {
+        "policy": str(bad),
+        "valid": False,
+        "error": err.removeprefix("rlm-sandbox: ").removesuffix("\n"),
+    }
 
 
 @pytest.fixture
@@ -645,6 +832,13 @@ def journal(state: Path) -> Path:
     return writer.path
 
 
+def record(folder: Path, run: str, *happened: Event, time: float = 1e9, parent: str | None = None) -> None:
+    """Write a journal that holds these events, or one that a run began with."""
+    with JournalWriter.create(folder, run) as writer:
+        for number, event in enumerate(happened or [started()]):
+            writer(Envelope(run, parent, number, 0.0, time, event))
+
+
 def test_journal_show_finds_a_run_by_path_id_or_beginning(cli: Run, journal: Path) -> None:
     texts = {cli("journal", "show", name)[1] for name in (str(journal), "run-abc", "run-a")}
     assert len(texts) == 1
@@ -655,7 +849,7 @@ def test_journal_show_finds_a_run_by_path_id_or_beginning(cli: Run, journal: Pat
 
 def test_journal_show_with_an_ambiguous_beginning_asks_for_more(cli: Run, journal: Path) -> None:
     for run in ("run-abcd", "run-x", "run-x.1", "run-x.1.1"):
-        JournalWriter.create(journal.parent, run).close()
+        record(journal.parent, run)
     assert cli("journal", "show", "run-abc")[0] == 0
     code, _, err = cli("journal", "show", "run-")
     assert code == 2
@@ -671,11 +865,42 @@ def test_journal_show_with_json_prints_every_record(cli: Run, journal: Path) -> 
     assert [item["seq"] for item in told] == list(range(len(told)))
 
 
-def test_journal_show_of_something_else_is_one_clear_line(cli: Run, text: str) -> None:
-    code, out, err = cli("journal", "show", text)
-    assert (code, out) == (1, "")
+def test_journal_show_of_a_damaged_journal_shows_what_there_is_before(cli: Run, journal: Path) -> None:
+    with journal.open("ab") as file:
+        file.write(b"noise\n")
+    code, out, err = cli("journal", "show", str(journal))
+    assert code == 1
+    assert "answered, 1 turn" in out
     assert one_complaint(err)
-    assert "line 1 is not a line of a journal" in err
+    assert "is not JSON" in err
+
+
+def test_journal_list_lists_the_runs_newest_first_and_no_children(cli: Run, journal: Path) -> None:
+    record(journal.parent, "run-new", started("And\nthen?" + HOSTILE), time=2e9)
+    record(journal.parent, "run-new.1", started("Inside?", 1), time=2e9, parent="run-new")
+    with journal.open("ab") as file:
+        file.write(b'{"v":1,"torn')
+    (journal.parent / "noise.jsonl").write_text("noise\n")
+    code, out, err = cli("journal", "list")
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["run-new", "run-abc"]
+    assert lines[0].endswith("  unfinished  And then?red")
+    assert lines[1].endswith("  How many?")
+    assert err.startswith("left out: ")
+    assert err.count("\n") == 1
+
+
+def test_journal_list_with_json_tells_the_same_as_data(cli: Run, journal: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("journal", "list", "--json")
+    (told,) = json.loads(out)
+    assert code == 0
+    assert isinstance(told.pop("time"), float)
+    assert told == {"run": "run-abc", "status": "answered", "query": "How many?", "path": str(journal)}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert cli("journal", "list", "--journal", str(empty), "--json")[:2] == (0, "[]\n")
+    assert cli("journal", "list", "--journal", str(empty)) == (0, "", f"no runs in {empty}\n")
 
 
 # The process ----------------------------------------------------------------------------------------------------------
@@ -683,6 +908,12 @@ def test_journal_show_of_something_else_is_one_clear_line(cli: Run, text: str) -
 
 def process(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "orchestrator", *arguments], cwd=ROOT, **options)
+
+
+def test_a_full_stdout_does_not_change_the_exit_code_at_exit() -> None:
+    with Path("/dev/full").open("wb") as full, process("policy", "show", stdout=full, stderr=subprocess.PIPE) as ended:
+        _, err = ended.communicate()
+    assert (ended.returncode, err) == (1, b"rlm-sandbox: cannot write the output: No space left on device\n")
 
 
 def test_a_reader_that_has_gone_is_no_error(journal: Path) -> None:

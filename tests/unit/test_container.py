@@ -71,7 +71,7 @@ class FakeEngine:
     def hung_up(self) -> bool:
         """Whether the other end of every stream was closed."""
         for peer in self.peers:
-            peer.setblocking(False)
+            peer.settimeout(0)
         return all(peer.recv(1) == b"" for peer in self.peers)
 
     def close(self) -> None:
@@ -178,7 +178,10 @@ class TestOwnership:
     @pytest.mark.parametrize(("expires", "gone"), [("999", True), ("1001", False), ("", False), ("soon", False)])
     @pytest.mark.parametrize("owner", [None, "", "other-boot:pid-4026531836:1:1", "::", "nonsense"])
     def test_an_owner_that_cannot_be_asked_has_until_the_lease_ends(
-        self, owner: str | None, expires: str, gone: bool  # noqa: FBT001
+        self,
+        owner: str | None,
+        expires: str,
+        gone: bool,  # noqa: FBT001
     ) -> None:
         assert self.judged(owner, expires) is gone
 
@@ -191,5 +194,3 @@ class TestOwnership:
         }
         assert await sweep(engine(fake)) == ["orphan"]
         assert list(fake.present) == ["mine"]
-
-

@@ -72,11 +72,13 @@ class TestDescribe:
 class TestTravel:
     @given(context=anything, piece=st.integers(1, 10))
     def test_the_box_can_rebuild_it_from_bytes_and_layout(self, context: contexts.Context, piece: int) -> None:
+        sizes: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(contexts, "PIECE", piece)
-            encoded = [b"".join(contexts.encode(text)) for text in contexts.texts(context)]
-        layout = json.loads(json.dumps(contexts.layout(context, [len(text) for text in encoded])))
-        assert rebuilt(layout, b"".join(encoded)) == context
+            pieces = list(contexts.pieces(context, sizes))
+        assert all(0 < len(data) <= 4 * piece for data in pieces)
+        layout = json.loads(json.dumps(contexts.layout(context, sizes)))
+        assert rebuilt(layout, b"".join(pieces)) == context
 
     @given(context=anything)
     def test_the_room_its_layout_takes_is_known_before_it_is_made(self, context: contexts.Context) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import socket
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_image import wire
+from sandbox_image import guest_api, wire
 from sandbox_image.guest_api import Connection, FailedQuery, GuestApi, QueryRefused, as_text
 from sandbox_image.wire import Kind
 
@@ -121,7 +120,7 @@ class TestCalls:
         assert api.llm_query("x", model="small", max_tokens=5) == "X"
         assert host.params("llm_query") == [{}, {"model": "small", "max_tokens": 5}]
 
-    def test_a_prompt_of_many_frames_and_its_answer_travel_whole(self, host: FakeHost, api: GuestApi) -> None:
+    def test_a_prompt_of_many_frames_and_its_answer_travel_whole(self, api: GuestApi) -> None:
         prompt = "é" * (MAX_MESSAGE // 2)
         assert api.llm_query(prompt) == prompt
 
@@ -171,20 +170,15 @@ class TestCalls:
             assert [answer.result(BOUND) for answer in answers] == [str(number) for number in range(WINDOW * 3)]
         assert host.most == WINDOW
 
-    def test_an_interrupted_call_does_not_spoil_the_next(self, host: FakeHost, api: GuestApi) -> None:
-        def interrupt(_head: dict[str, Any], body: str) -> Answer | None:
-            if body == "hangs":
-                _thread.interrupt_main()
-                return None
-            return {"result": {}}, body
-
-        host.answer = interrupt
+    def test_calls_nobody_waits_for_any_more_keep_their_slots_until_they_are_answered(
+        self, host: FakeHost, api: GuestApi, connection: Connection
+    ) -> None:
+        host.answer = lambda _head, body: None if body == "abandoned" else ({"result": {}}, body)
         for _ in range(WINDOW - 1):
-            with pytest.raises(KeyboardInterrupt):
-                api.llm_query("hangs")
+            connection.submit("llm_query", {}, "abandoned", lambda _head, _body: None)
         assert api.llm_query("next") == "next"
-        for head, body in host.calls:
-            if body == "hangs":
+        for head, body in list(host.calls):
+            if body == "abandoned":
                 host.reply(head["id"], *refusal("cell_over"))
         with ThreadPoolExecutor(WINDOW) as pool:
             assert list(pool.map(api.llm_query, "abcd")) == list("abcd")
@@ -243,6 +237,19 @@ class TestBatches:
         assert caught.value.limit == 3
         assert [head["method"] for head, _ in host.calls] == ["batch_open"]
 
+    @pytest.mark.parametrize("reason", ["unknown_method", "unavailable"])
+    def test_a_host_that_knows_no_batches_is_asked_plainly_and_within_the_window(
+        self, host: FakeHost, api: GuestApi, reason: str
+    ) -> None:
+        host.answer = lambda head, body: (
+            refusal(reason) if head["method"] != "llm_query" else ({"result": {}}, body.upper())
+        )
+        prompts = [f"p{number}" for number in range(30)]
+        assert api.llm_query_batched(prompts, max_tokens=9) == [prompt.upper() for prompt in prompts]
+        assert host.params("llm_query") == [{"max_tokens": 9}] * 30
+        assert host.params("batch_close") == []
+        assert host.most <= WINDOW
+
     def test_no_prompts_are_no_call(self, host: FakeHost, api: GuestApi) -> None:
         assert api.llm_query_batched([]) == []
         assert host.calls == []
@@ -252,19 +259,16 @@ class TestBatches:
             api.llm_query_batched(["a", 5])  # type: ignore[list-item]
         assert host.calls == []
 
-    def test_an_interrupted_batch_is_closed(self, host: FakeHost, api: GuestApi) -> None:
-        self.serve(host)
-        serve = host.answer
+    def test_an_interrupted_batch_is_closed(
+        self, host: FakeHost, api: GuestApi, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(_reason: str) -> FailedQuery:
+            raise KeyboardInterrupt
 
-        def interrupt(head: dict[str, Any], body: str) -> Answer | None:
-            if body == "hangs":
-                _thread.interrupt_main()
-                return None
-            return serve(head, body)
-
-        host.answer = interrupt
+        monkeypatch.setattr(guest_api, "FailedQuery", interrupt)
+        self.serve(host, a="model_unavailable")
         with pytest.raises(KeyboardInterrupt):
-            api.llm_query_batched(["hangs", "b"])
+            api.llm_query_batched(["a", "b", "c"])
         assert host.params("batch_close") == [{"batch": "b1"}]
 
     def test_two_batches_at_once_stay_within_the_window_together(self, host: FakeHost, api: GuestApi) -> None:
@@ -304,10 +308,40 @@ class Stubborn:
         return "stubborn"
 
 
+class Broken:
+    def __str__(self) -> str:
+        raise ZeroDivisionError("no text")
+
+
 class TestFinal:
     def test_an_unset_final_is_not_delivered(self, host: FakeHost, api: GuestApi) -> None:
         api.deliver_final()
         assert host.calls == []
+
+    def test_a_final_that_is_not_accepted_is_complained_of_once_for_each_value(
+        self, host: FakeHost, api: GuestApi, names: dict[str, Any]
+    ) -> None:
+        host.answer = lambda _head, _body: refusal("unavailable")
+        names["Final"] = [1]
+        assert api.deliver_final().startswith("Final was not accepted: QueryRefused: ")
+        assert api.deliver_final() == ""
+        names["Final"] = [1]
+        assert "unavailable" in api.deliver_final()
+        names["Final"] = Broken()
+        assert [api.deliver_final(), api.deliver_final()] == [
+            "Final was not accepted: ZeroDivisionError: no text\n",
+            "",
+        ]
+
+    def test_a_final_that_was_refused_is_offered_again_after_the_next_cell(
+        self, host: FakeHost, api: GuestApi, names: dict[str, Any]
+    ) -> None:
+        names["Final"] = ["too", "large"]
+        host.answer = lambda _head, body: refusal("too_large") if "large" in body else ({"result": {}}, "")
+        assert api.deliver_final()
+        names["Final"].pop()
+        assert api.deliver_final() == ""
+        assert json.loads(host.calls[-1][1]) == ["too"]
 
     def test_a_set_final_is(self, host: FakeHost, api: GuestApi, names: dict[str, Any]) -> None:
         api.final({"a": 1})

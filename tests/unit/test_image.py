@@ -145,7 +145,7 @@ def test_find_without_an_image_names_the_command_that_builds_it(sources: Path) -
 
 def test_find_says_when_there_is_only_an_image_of_other_sources(sources: Path) -> None:
     engine = ImagesOnly()
-    engine.hold(image.TAG, **{image.CONTENT_LABEL: "other", image.PROTOCOL_LABEL: str(PROTOCOL_VERSION)})
+    engine.hold("mine:1", **{image.CONTENT_LABEL: "other", image.PROTOCOL_LABEL: str(PROTOCOL_VERSION)})
     with pytest.raises(ImageError, match="other sources"):
         image.find(engine)
 
@@ -153,7 +153,7 @@ def test_find_says_when_there_is_only_an_image_of_other_sources(sources: Path) -
 def test_find_returns_the_image_of_these_sources(sources: Path) -> None:
     engine = ImagesOnly()
     content = image.content_hash()
-    name = engine.hold(image.TAG, **{image.CONTENT_LABEL: content, image.PROTOCOL_LABEL: str(PROTOCOL_VERSION)})
+    name = engine.hold("mine:1", **{image.CONTENT_LABEL: content, image.PROTOCOL_LABEL: str(PROTOCOL_VERSION)})
     assert image.find(engine) == image.ImageRef(name, content, PROTOCOL_VERSION)
 
 
@@ -225,7 +225,7 @@ def test_a_build_that_waited_for_another_takes_the_image_that_one_built(
     @contextmanager
     def locked_until_another_has_built(_folder: Path) -> Iterator[None]:
         labels = {image.CONTENT_LABEL: image.content_hash(), image.PROTOCOL_LABEL: str(PROTOCOL_VERSION)}
-        engine.hold(image.TAG, **labels)
+        engine.hold("mine:1", **labels)
         yield
 
     monkeypatch.setattr(image, "_locked", locked_until_another_has_built)
@@ -260,18 +260,16 @@ def test_forced_build_makes_base_and_image_anew_and_removes_the_previous_ones(
     assert len(engine.held) == 3
 
 
-def test_build_removes_images_of_earlier_sources_but_not_one_in_use(
+def test_build_keeps_images_of_other_sources_and_removes_the_oldest_of_many_but_not_one_in_use(
     program: Callable[[str, str], Path], sources: Path, report: list[str]
 ) -> None:
     engine = ImagesOnly()
-    used = image.build(engine, report=report.append).id
-    engine.in_use.add(used)
-    (sources / "supervisor.py").write_text("run = 2\n")
-    unused = image.build(engine, report=report.append).id
-    (sources / "supervisor.py").write_text("run = 3\n")
-    image.build(engine, report=report.append)
-    assert used in engine.held
-    assert unused not in engine.held
+    built = []
+    for number in range(image.KEPT + 3):
+        (sources / "supervisor.py").write_text(f"run = {number}\n")
+        built.append(image.build(engine, report=report.append).id)
+        engine.in_use.add(built[0])
+    assert [name in engine.held for name in built] == [True, False, *[True] * (image.KEPT + 1)]
 
 
 def test_build_context_holds_only_what_the_image_needs(

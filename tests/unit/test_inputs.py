@@ -64,6 +64,49 @@ def test_sizes_are_checked_before_anything_is_read(tmp_path: Path) -> None:
         load_context([str(tmp_path)], 512)
 
 
+def test_a_size_just_above_the_limit_is_told_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * ((1 << 20) + 1))
+    with pytest.raises(ContextError, match=r"a: 1,048,577 bytes is more than the 1,048,576 bytes the policy allows"):
+        load_context([str(tmp_path / "a")], 1)
+
+
+def test_a_single_document_is_counted_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * (2 << 20))
+    with pytest.raises(ContextError, match=r"1 document together: 2\.0 MiB is more than"):
+        load_context([str(tmp_path)], 1)
+
+
+def test_a_file_that_is_named_and_no_text_is_refused_and_one_that_is_found_is_skipped(tmp_path: Path) -> None:
+    write(tmp_path, a="A", folder__b=b"\xff", folder__c="C\0")
+    named, folder = str(tmp_path / "a"), tmp_path / "folder"
+    assert load_context([named, str(folder)], 1).skipped == ("folder/b", "folder/c")
+    with pytest.raises(ContextError, match=r"folder/b is not UTF-8 text \(byte 0\)"):
+        load_context([named, str(folder / "b")], 1)
+    with pytest.raises(ContextError, match="is not UTF-8 text"):
+        load_context([str(folder), str(folder / "b")], 1)
+    assert load_context([named, str(folder / "c")], 1).context == {"a": "A", "folder/c": "C\0"}
+
+
+def test_a_hidden_file_or_a_link_that_is_named_is_read(tmp_path: Path) -> None:
+    write(tmp_path, _dot_hidden="H", a="A")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert load_context([str(tmp_path / ".hidden"), str(tmp_path / "link")], 1).context == {".hidden": "H", "link": "A"}
+
+
+def test_pipes_among_the_arguments_are_read_and_count_against_the_limit(tmp_path: Path) -> None:
+    data = [b"x" * (3 << 10), b"y" * 5]
+    pipes = [os.pipe() for _ in data]
+    for (_, writing), piece in zip(pipes, data, strict=True):
+        os.write(writing, piece)
+        os.close(writing)
+    names = [f"/dev/fd/{reading}" for reading, _ in pipes]
+    try:
+        assert set(load_context(names, 1).context.values()) == {text.decode() for text in data}  # type: ignore[union-attr]
+    finally:
+        for reading, _ in pipes:
+            os.close(reading)
+
+
 def test_a_context_of_exactly_the_limit_is_taken_and_one_byte_more_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from orchestrator.errors import JournalError
 from orchestrator.events import Event, Recorder
 from orchestrator.text import printable
 from orchestrator.trajectory.journal import JournalWriter
-from orchestrator.trajectory.view import CALLS_A_CELL, CODE_LINES, render
+from orchestrator.trajectory.view import CALLS_A_CELL, CODE_LINES, render, summarize
 from tests.support.runs import a_run, answered, asked, cell_result, finished, replied, started
 
 HOSTILE = "\x1b]0;title\x07\x9b31m\u202eevil\nsecond\rline"
@@ -53,6 +54,38 @@ def test_a_run_reads_from_question_to_answer(tmp_path: Path) -> None:
         "answer\n  42",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("happened", "torn", "status"),
+    [
+        (a_run(), b"", "answered"),
+        ([started("How many?")], b"", "unfinished"),
+        (a_run()[:-1], b'{"v":1,"kind":"run_finished","stat', "unfinished"),
+    ],
+)
+def test_a_summary_tells_how_a_run_ended(tmp_path: Path, happened: list[Event], torn: bytes, status: str) -> None:
+    path = write(tmp_path, *happened)
+    with path.open("ab") as file:
+        file.write(torn)
+    told = summarize(path)
+    assert (told.run, told.parent, told.status, told.query) == ("r1", None, status, "How many?")
+
+
+def test_a_question_that_is_long_is_summarized_whole(tmp_path: Path) -> None:
+    assert summarize(write(tmp_path, started("long " * 1000))).query == "long " * 1000
+
+
+@pytest.mark.parametrize("happened", [[], [replied()]])
+def test_what_does_not_begin_with_a_run_has_no_summary(tmp_path: Path, happened: list[Event]) -> None:
+    with pytest.raises(JournalError, match="does not begin with a run"):
+        summarize(write(tmp_path, *happened))
+
+
+def test_a_time_that_cannot_be_is_no_crash(tmp_path: Path) -> None:
+    path = write(tmp_path, started())
+    path.write_text(re.sub(r'"time":[0-9.]+', '"time":1e300', path.read_text()))
+    assert "begun at no time that can be" in show(path)
 
 
 def test_code_is_shown_as_a_cell_and_not_again_in_the_reply(tmp_path: Path) -> None:

@@ -233,6 +233,45 @@ class TestCells:
                 await client.execute("1", TIMEOUT, START)
             assert client.gone
 
+    async def test_a_cell_that_is_stopped_ends_cancelled_with_its_output_and_keeps_its_state(self) -> None:
+        stop = anyio.Event()
+
+        async def sleeping(guest: HostileGuest) -> None:
+            request = await guest.request()
+            await guest.print("so far", request)
+            stop.set()
+            await guest.receive(Kind.INTERRUPT)
+            await guest.reply(request, status="error", ename="KeyboardInterrupt", evalue="", traceback=[])
+
+        async with ready() as (client, guest):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(sleeping, guest)
+                with anyio.fail_after(BOUND):
+                    result = await client.execute("1", 60.0, START, stop)
+            assert (result.status, result.stdout, result.state_lost) == ("cancelled", "so far", False)
+            assert result.detail == "it was asked to stop: interrupted"
+            assert (await cell(client, guest, answer)).ok
+
+    async def test_a_cell_that_will_not_be_stopped_is_killed(self) -> None:
+        stop = anyio.Event()
+        stop.set()
+
+        async def stubborn(guest: HostileGuest) -> None:
+            await guest.receive(Kind.RESTART)
+            await guest.died(code=-9)
+
+        async with ready() as (client, guest), anyio.create_task_group() as tasks:
+            tasks.start_soon(stubborn, guest)
+            with anyio.fail_after(BOUND):
+                result = await client.execute("1", 60.0, START, stop)
+            assert (result.status, result.state_lost) == ("cancelled", True)
+
+    async def test_a_stop_that_never_comes_changes_nothing(self) -> None:
+        async with ready() as (client, guest), anyio.create_task_group() as tasks:
+            tasks.start_soon(reply_to_next, guest)
+            with anyio.fail_after(BOUND):
+                assert (await client.execute("1", 3, START, anyio.Event())).ok
+
     async def test_an_abandoned_cell_burns_the_box(self) -> None:
         async with ready() as (client, guest):
             async with anyio.create_task_group() as tasks:

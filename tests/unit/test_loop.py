@@ -212,7 +212,7 @@ async def test_a_root_model_that_refuses_or_overflows_ends_the_run_with_what_the
 async def test_code_that_always_fails_ends_the_run() -> None:
     run = rig([code("bad")] * MAX_FAILED, [error()] * MAX_FAILED)
     outcome = await run.run()
-    assert (outcome.status, outcome.answer) == ("no_answer", "I look.")
+    assert (outcome.status, outcome.answer) == ("no_answer", None)
     assert f"{MAX_FAILED} turns" in outcome.reason
     assert "failed in 3 turns in a row" in run.told(3)
 
@@ -241,7 +241,7 @@ async def test_of_two_turns_the_second_is_the_last_and_of_one_none_is() -> None:
     run = rig([code("a"), code("Final = 1")], [OK, sets_final("in time")], settings=["budget.turns=2"])
     assert await run.run() == Outcome("answered", "in time", "turns")
     run = rig([code("a")], settings=["budget.turns=1"])
-    assert await run.run() == Outcome("limit", "I look.", "turns")
+    assert await run.run() == Outcome("limit", None, "turns")
 
 
 async def test_the_last_turn_may_answer_in_the_text_protocol() -> None:
@@ -260,9 +260,26 @@ async def test_a_last_turn_that_sets_nothing_leaves_the_draft() -> None:
     assert len(run.model.requests) == 3
 
 
-async def test_without_a_draft_the_last_words_are_the_partial_answer() -> None:
+async def test_without_a_draft_the_words_of_the_last_reply_without_code_are_the_partial_answer() -> None:
+    run = rig([says("Perhaps seven."), code("b"), code("c")], settings=["budget.turns=3"])
+    assert await run.run() == Outcome("limit", "Perhaps seven.", "turns")
+
+
+async def test_words_beside_code_are_no_partial_answer_not_even_in_the_last_turn() -> None:
     run = rig([code("a"), code("b"), code("c")], settings=["budget.turns=3"])
-    assert await run.run() == Outcome("limit", "I look.", "turns")
+    assert await run.run() == Outcome("limit", None, "turns")
+
+
+@pytest.mark.parametrize("stop_reason", ["max_tokens", "refusal", "context_window"])
+async def test_words_beside_half_a_block_are_no_partial_answer(stop_reason: str) -> None:
+    half = says("Let me save it.\n```repl\nFinal = 'The", stop_reason)
+    run = rig([code("a"), half, half], settings=["budget.turns=3"])
+    assert (await run.run()).answer is None
+
+
+async def test_a_refusal_in_words_is_the_partial_answer_where_there_is_no_draft() -> None:
+    outcome = await rig([code("a"), says("I cannot.", "refusal")]).run()
+    assert (outcome.status, outcome.answer) == ("no_answer", "I cannot.")
 
 
 async def test_a_last_turn_is_kept_back_however_much_the_sub_calls_spend() -> None:
@@ -333,7 +350,7 @@ async def test_when_the_wall_time_is_over_no_request_leaves_any_more() -> None:
         return OK
 
     run = rig([code("a", "b")], [over])
-    assert await run.run() == Outcome("limit", "I look.", "wall_s")
+    assert await run.run() == Outcome("limit", None, "wall_s")
     assert (len(run.model.requests), run.cells.codes) == (1, ["a\n"])
 
 
@@ -360,8 +377,8 @@ async def test_a_root_model_that_fails_ends_the_run_with_the_draft() -> None:
 
 async def test_a_dead_box_ends_the_run_with_the_last_words() -> None:
     failure = SandboxGoneError("the box is gone")
-    run = rig([code("a")], [failure])
-    assert await run.run() == Outcome("failed", "I look.", "the box is gone", failure)
+    run = rig([says("Perhaps."), code("a")], [failure])
+    assert await run.run() == Outcome("failed", "Perhaps.", "the box is gone", failure)
 
 
 async def test_a_refused_key_of_a_sub_call_stops_the_run() -> None:

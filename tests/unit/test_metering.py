@@ -5,12 +5,12 @@ import functools
 import anyio
 import pytest
 
-from orchestrator.errors import ModelRequestError, ModelUnavailableError
+from orchestrator.errors import ModelError, ModelRequestError, ModelUnavailableError
 from orchestrator.events import Recorder, RetryScheduled
 from orchestrator.ledger import Amount, Reservation, Scope
 from orchestrator.metering import Exchange, Till
 from orchestrator.models import retry
-from orchestrator.models.base import Message, ModelReply, ModelRequest, Usage
+from orchestrator.models.base import Message, Model, ModelReply, ModelRequest, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Budget
 from tests.support.fakes import FakeModel, MemoryJournal
@@ -23,9 +23,9 @@ REQUEST = ModelRequest((Message("user", "go"),), max_tokens=100, purpose="root")
 class Counter:
     """A till, and what was recorded at it."""
 
-    def __init__(self) -> None:
+    def __init__(self, cost_usd: float = 10.0) -> None:
         self.journal = MemoryJournal()
-        self.scope = Scope.root(Budget(turns=3))
+        self.scope = Scope.root(Budget(turns=3, cost_usd=cost_usd))
         self.till = Till(
             self.scope,
             PriceTable.load(),
@@ -33,7 +33,7 @@ class Counter:
             functools.partial(retry.complete, random=lambda: 0.0),
         )
 
-    def exchange(self, model: FakeModel) -> tuple[Exchange, Reservation]:
+    def exchange(self, model: Model) -> tuple[Exchange, Reservation]:
         held = self.scope.reserve(self.till.worst_case(model, REQUEST) + Amount(turns=1))
         return Exchange(model, REQUEST, held, self.till), held
 
@@ -55,6 +55,15 @@ async def test_a_priced_answer_costs_what_the_table_says() -> None:
     exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(input_tokens=1000))], name="claude-sonnet-5-5"))
     answer = await exchange.run()
     assert answer.cost_usd == counter.scope.usage()["cost_usd"] > 0
+
+
+async def test_a_budget_in_dollars_does_not_bind_a_model_without_a_price_and_its_calls_are_counted() -> None:
+    counter = Counter(cost_usd=0.0)
+    for _ in range(2):
+        exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(input_tokens=1000))]))
+        await exchange.run()
+    usage = counter.scope.usage()
+    assert (usage["cost_usd"], usage["unpriced_calls"], counter.scope.exhausted) == (0, 2, None)
 
 
 async def test_retries_are_paid_one_call_each_and_the_turn_once() -> None:
@@ -101,10 +110,59 @@ async def test_a_request_that_never_left_costs_nothing() -> None:
     assert held.held == Amount()
 
 
-async def test_a_model_that_breaks_is_paid_for_and_the_mistake_comes_through() -> None:
+class Returns:
+    """A model of a caller's own that answers with whatever it was given."""
+
+    name = "own"
+
+    def __init__(self, reply: object) -> None:
+        self._reply = reply
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        del request
+        return self._reply  # type: ignore[return-value]
+
+    async def aclose(self) -> None:
+        """Nothing is held open."""
+
+
+async def test_a_model_that_raises_what_is_no_model_error_is_paid_for_and_told_as_one() -> None:
     counter = Counter()
-    exchange, held = counter.exchange(FakeModel([KeyError("a bug")]))
-    with pytest.raises(KeyError):
+    bug = ValueError("a bug\non two lines")
+    exchange, held = counter.exchange(FakeModel([bug]))
+    with pytest.raises(ModelError, match=r"^the model raised ValueError: a bug on two lines$") as caught:
+        await exchange.run()
+    assert (type(caught.value), caught.value.__cause__) == (ModelError, bug)
+    usage = counter.scope.usage()
+    assert (usage["calls"], usage["estimated_calls"], usage["unpriced_calls"]) == (1, 1, 1)
+    assert held.held == Amount()
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (None, "returned a NoneType and no ModelReply"),
+        ("text", "returned a str and no ModelReply"),
+        (ModelReply(5), "a ModelReply of int and Usage"),  # type: ignore[arg-type]
+        (ModelReply("x", {"input_tokens": 5}), "a ModelReply of str and dict"),  # type: ignore[arg-type]
+        (ModelReply("x", stop_reason="stop"), "none of end, max_tokens"),  # type: ignore[arg-type]
+    ],
+)
+async def test_a_model_that_returns_what_is_no_reply_is_paid_for_and_told_as_a_model_error(
+    reply: object, words: str
+) -> None:
+    counter = Counter()
+    exchange, held = counter.exchange(Returns(reply))
+    with pytest.raises(ModelError, match=words):
         await exchange.run()
     assert counter.scope.usage()["estimated_calls"] == 1
     assert held.held == Amount()
+
+
+async def test_a_bill_that_cannot_be_true_is_told_as_the_worst_case_that_is_paid() -> None:
+    counter = Counter()
+    exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(input_tokens="7"))]))  # type: ignore[arg-type]
+    answer = await exchange.run()
+    assert answer.reply.usage == Usage(REQUEST.worst_case_input_tokens(), REQUEST.max_tokens, estimated=True)
+    assert counter.scope.usage()["tokens"] == answer.reply.usage.total
+    assert answer.cost_usd is None

@@ -86,7 +86,7 @@ QUESTIONS: list[tuple[str, dict[str, Any]]] = [
     ("How many functions start with an underscore?", {"kind": "count", "noun": "functions", "relation": "starts"}),
     ("What imports does asyncio/events.py have?", {"kind": "list", "noun": "imports", "scope": "asyncio/events.py"}),
     ("Which documents mention neither foo nor bar?", {"terms": Terms(("foo", "bar")), "negate": True}),
-    ("Which documents mention foo but not bar?", {"kind": "passages"}),
+    ("Which documents mention foo but not bar?", {"kind": "unable"}),
     ("Which class has the most methods?", {"kind": "passages"}),
     ("Find the access code for the north gate.", {"kind": "value", "what": "access code for the north gate"}),
     ("Extract all email addresses and sort them.", {"kind": "list", "noun": "emails"}),

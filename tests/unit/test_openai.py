@@ -149,7 +149,7 @@ async def test_a_server_of_ones_own_needs_no_key() -> None:
 
 
 def test_neither_key_nor_url_is_told_when_the_model_is_opened() -> None:
-    with pytest.raises(ModelAuthenticationError, match="set OPENAI_API_KEY, or OPENAI_BASE_URL"):
+    with pytest.raises(ConfigurationError, match="set OPENAI_API_KEY, or OPENAI_BASE_URL"):
         OpenAIModel("gpt", environ={})
 
 

@@ -106,6 +106,46 @@ def test_thousands_of_sub_calls_are_drawn_by_the_tick_and_not_one_by_one() -> No
     assert "5,000 sub-calls" in screen.shown()[-1]
 
 
+def refused(limit: float = 18, count: int = 1) -> Event:
+    return events.Refused(1, "batch_open", "calls", limit, count)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_equal_refusals_in_a_row_are_one_line_with_a_count(live: bool) -> None:  # noqa: FBT001
+    progress, screen, _ = view(live=live)
+    feed(progress, started(), *[refused()] * 37, refused(count=5), refused(3), *a_run()[3:4])
+    progress.close()
+    assert [line for line in screen.shown() if "refused" in line] == [
+        "refused batch_open: calls (18 left), 42 times",
+        "refused batch_open: calls (3 left)",
+    ]
+
+
+def test_refusals_are_shown_when_no_more_of_them_come() -> None:
+    progress, screen, _ = view(live=False)
+    feed(progress, started(), refused())
+    progress.refresh()
+    feed(progress, refused())
+    progress.refresh()
+    assert "refused" not in screen.getvalue()
+    progress.refresh()
+    assert screen.getvalue().endswith("refused batch_open: calls (18 left), 2 times\n")
+
+
+def test_refusals_that_nothing_follows_are_shown_at_the_end() -> None:
+    progress, screen, _ = view(live=False)
+    feed(progress, started(), refused())
+    progress.close()
+    assert screen.getvalue().endswith("refused batch_open: calls (18 left)\n")
+
+
+def test_without_a_stream_nothing_is_drawn_and_nothing_fails() -> None:
+    progress = Progress.on(None)
+    feed(progress, *a_run())
+    progress.close()
+    assert progress.tally.done == 2
+
+
 @pytest.mark.parametrize("width", [1, 12, 20, 40, 80, 200])
 def test_the_status_line_never_reaches_the_last_column(width: int) -> None:
     progress, screen, _ = view(live=True, width=width)

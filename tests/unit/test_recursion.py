@@ -34,6 +34,7 @@ from tests.support.fakes import FakeModel, Outcome
 pytestmark = pytest.mark.anyio
 
 E = TypeVar("E", bound=Event)
+PERHAPS = ModelReply("Perhaps.", Usage(100, 10))
 CODE = ModelReply("I run.\n```repl\nstep()\n```", Usage(100, 10))
 
 
@@ -277,6 +278,17 @@ async def test_cancelling_the_parent_s_cell_cancels_and_records_the_child() -> N
 # One run --------------------------------------------------------------------------------------------------------------
 
 
+async def test_a_journal_s_first_record_holds_the_beginning_of_the_context_its_names_and_no_more(
+    tmp_path: Path,
+) -> None:
+    context = {f"document {n}": f"{n:02}" + "x" * 600 for n in range(30)}
+    await make(cells=[[finals("42")]], context=context, directory=tmp_path).complete()
+    told = next(iter(journal.read(tmp_path / "r1.jsonl"))).fields["context"]
+    assert told["prefix"] == "00" + "x" * 498
+    assert told["names"] == list(context)[:20]
+    assert "x" * 499 not in (tmp_path / "r1.jsonl").read_text()
+
+
 async def test_a_context_below_the_threshold_is_answered_by_one_call_without_a_box() -> None:
     boxes = FakeBoxes()
     model = FakeModel([ModelReply("Paris", Usage(5, 1))], name="root")
@@ -347,10 +359,10 @@ async def test_a_stopped_run_returns_what_it_has() -> None:
         await anyio.sleep_forever()
 
     boxes = FakeBoxes([[hangs]])
-    result = await make(boxes=boxes, log=log).complete(stop)
-    assert (result.status, result.reason, result.answer, result.turns) == ("failed", "interrupted", "I run.", 1)
+    result = await make(boxes=boxes, replies=[PERHAPS], log=log).complete(stop)
+    assert (result.status, result.reason, result.answer, result.turns) == ("failed", "interrupted", "Perhaps.", 2)
     assert boxes.closed == 1
-    assert log.of(events.RunFinished)[0].answer == "I run."
+    assert log.of(events.RunFinished)[0].answer == "Perhaps."
 
 
 async def test_a_run_that_is_stopped_before_it_begins_ends_at_once() -> None:
@@ -367,10 +379,10 @@ async def test_a_cancelled_run_is_recorded_as_interrupted(tmp_path: Path) -> Non
 
     results: list[Result] = []
     with anyio.CancelScope() as scope:
-        results.append(await make(cells=[[hangs]], directory=tmp_path).complete())
+        results.append(await make(cells=[[hangs]], replies=[PERHAPS], directory=tmp_path).complete())
     assert results == []
     last = list(journal.read(tmp_path / "r1.jsonl"))[-1]
-    assert (last.kind, last.fields["reason"], last.fields["answer"]) == ("run_finished", "interrupted", "I run.")
+    assert (last.kind, last.fields["reason"], last.fields["answer"]) == ("run_finished", "interrupted", "Perhaps.")
 
 
 async def test_a_sink_that_raises_ends_the_run_with_its_own_error() -> None:
@@ -384,9 +396,28 @@ async def test_a_sink_that_raises_ends_the_run_with_its_own_error() -> None:
         await run.complete()
 
 
+@pytest.mark.parametrize("event", [events.SubcallStarted, events.SubcallFinished])
+async def test_a_sink_that_raises_on_a_call_from_the_box_ends_the_run_with_its_own_error(event: type[Event]) -> None:
+    def sink(envelope: Envelope) -> None:
+        if isinstance(envelope.event, event):
+            raise KeyError("mine")
+
+    async def goes_on(box: FakeBox) -> None:
+        with pytest.raises(RpcRefusal, match="being ended"):
+            await box.call("llm_query", "q")
+        await anyio.sleep_forever()
+
+    boxes = FakeBoxes([[goes_on]])
+    run = make(boxes=boxes)
+    run.tree = Tree(run.tree.root_model, run.tree.backing, None, sink)
+    with anyio.fail_after(5), pytest.raises(KeyError, match="mine"):
+        await run.complete()
+    assert boxes.closed == 1
+
+
 async def test_a_limit_of_the_run_is_reported_with_its_reason() -> None:
     result = await make(settings=["budget.turns=1"]).complete()
-    assert (result.status, result.reason, result.answer) == ("limit", "turns", "I run.")
+    assert (result.status, result.reason, result.answer) == ("limit", "turns", None)
 
 
 async def test_a_cell_that_loses_the_variables_is_told_to_the_model() -> None:

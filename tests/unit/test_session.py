@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import anyio
 import pytest
 
 from orchestrator import events
+from orchestrator.context import Context
 from orchestrator.errors import JournalError, SandboxGoneError, SandboxStartError
 from orchestrator.events import Recorder
 from orchestrator.kernel.result import ExecutionResult
@@ -12,7 +16,7 @@ from orchestrator.models.base import ModelReply
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
 from orchestrator.session import Backing, ChildCall, ChildRun, Session, open_session
-from orchestrator.transport.rpc import RpcRefusal
+from orchestrator.transport.rpc import RpcCall, RpcHandler, RpcRefusal
 from tests.support.fake_session import FakeBox, FakeBoxes, finals
 from tests.support.fakes import FakeModel, MemoryJournal
 
@@ -35,12 +39,12 @@ class Rig:
             open_box=boxes.open,
         )
 
-    def open(self, child: ChildRun | None = None):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def open(self, child: ChildRun | None = None, sink: events.Sink | None = None):  # type: ignore[no-untyped-def]  # noqa: ANN201
         return open_session(
             policy=self.policy,
             context="the text",
             scope=self.scope,
-            recorder=Recorder("run", None, (self.journal,)),
+            recorder=Recorder("run", None, (self.journal, *([] if sink is None else [sink]))),
             backing=self.backing,
             child=child,
         )
@@ -163,8 +167,29 @@ async def test_a_cell_that_cannot_be_recorded_is_not_run() -> None:
     assert boxes.closed == 1
 
 
-async def test_a_session_that_is_not_open_runs_nothing() -> None:
+async def test_what_a_sink_raises_after_the_last_cell_is_not_lost() -> None:
+    class LateBox(FakeBoxes):
+        @asynccontextmanager
+        async def open(self, policy: Policy, context: Context, rpc: RpcHandler) -> AsyncIterator[FakeBox]:
+            async with super().open(policy, context, rpc) as box:
+                yield box
+                with pytest.raises(RpcRefusal, match="being ended"):
+                    await box.call("budget")
+
+    def sink(envelope: events.Envelope) -> None:
+        if isinstance(envelope.event, events.Refused):
+            raise KeyError("mine")
+
+    rig = Rig(LateBox())
+    with pytest.raises(KeyError, match="mine"):
+        async with rig.open(sink=sink) as session:
+            await session.run_cell("a", 1, 5)
+
+
+async def test_a_session_that_is_not_open_runs_nothing_and_answers_nothing() -> None:
     session = Session(Recorder("run", None))
     assert (session.final, session.fatal) == (None, None)
+    with pytest.raises(RpcRefusal, match="not open yet"):
+        await session.answer(RpcCall("0" * 32, "budget", {}, "", None))
     with pytest.raises(RuntimeError):
         await session.run_cell("a", 1, 5)

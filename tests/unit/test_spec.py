@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ConfigurationError, ModelAuthenticationError
+from orchestrator.errors import ConfigurationError
 from orchestrator.models.anthropic import AnthropicModel
 from orchestrator.models.openai import OpenAIModel
 from orchestrator.models.scripted import ScriptedModel
@@ -66,7 +66,7 @@ def test_a_missing_script_is_told() -> None:
 
 
 def test_a_missing_key_is_told_when_opening() -> None:
-    with pytest.raises(ModelAuthenticationError, match="set OPENAI_API_KEY"):
+    with pytest.raises(ConfigurationError, match="set OPENAI_API_KEY"):
         open_model("openai:gpt", environ={})
 
 

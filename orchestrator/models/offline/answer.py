@@ -10,19 +10,17 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from orchestrator.models.offline import items, passages, spans
+from orchestrator.models.offline import items, passages, spans, tables
 from orchestrator.models.offline.lexicon import STOP_WORDS
 from orchestrator.models.offline.passages import Passage
 from orchestrator.models.offline.prompts import Document, take_apart
-from orchestrator.models.offline.questions import COUNTS, ITEMS, STATISTICS, Question
+from orchestrator.models.offline.questions import COUNTS, ITEMS, STATISTICS, TABLE, Question
 from orchestrator.models.offline.understand import understand
 
 NOT_FOUND = "I could not find an answer in this text."
-_BEYOND = re.compile(
-    r"(?i)^(?:please )?(?:translate|rewrite|paraphrase|write|compose|generate|invent|imagine|classify|refactor|fix)\b"
-)
 _QUOTE = re.compile(r"(?i)\bquote (?:what|the|any|all|every|those|only)\b")
 _QUOTED = ("value", "definition", "passages")
+_MAIL = re.compile(r"(?m)^From: ")
 _SHOWN = 5
 
 
@@ -72,15 +70,15 @@ def answer(prompt: str) -> str:
         question = Question(question.text, "passages", scope=question.scope)
     form = _Form.of(parts.instruction)
     documents = _within_scope(question, parts.documents)
-    if _BEYOND.search(question.text):
-        return "I am a small program that extracts from texts; I cannot write, translate or judge."
+    if question.kind == "unable":
+        return question.what
     if not documents:
         return form.write(
             [] if question.kind in ITEMS else 0 if question.kind in COUNTS else None, "There is no text to look at."
         )
     if question.kind in COUNTS:
         return _counted(question, documents, form)
-    if question.kind in ITEMS:
+    if question.kind in ITEMS or question.kind == "nth":
         return _listed(question, documents, form)
     if question.kind == "summary":
         sentences = passages.summary(documents, form.most)
@@ -97,7 +95,7 @@ def count(question: Question, document: Document) -> int:
     if terms is None:
         match question.noun:
             case "documents":
-                return 1
+                return len(_MAIL.findall(text)) if "mail" in question.what else 1
             case "characters":
                 return len(text)
             case "words":
@@ -108,7 +106,11 @@ def count(question: Question, document: Document) -> int:
 def fitting(question: Question, document: Document) -> list[str]:
     """Return the items of the document that the question looks at, in order, repeated ones too."""
     if question.noun == "labelled numbers":
-        return list(items.numbers_after(question.what, document.text))
+        return _numbers_of(question.what, document.text)
+    if question.noun in TABLE:
+        table = tables.read(document.text)
+        columns, rows = table or ([], iter(()))
+        return columns if question.noun == "columns" else [",".join(row) for row in rows]
     if question.noun == "occurrences":
         words = question.terms.words if question.terms else ()
         return (
@@ -122,6 +124,9 @@ def fitting(question: Question, document: Document) -> list[str]:
 
 def decimal(number: str) -> Decimal:
     """Return the value of a number as :mod:`items` finds it, whatever stands around the digits."""
+    european = re.search(r"-?\d{1,3}(?:\.\d{3})+,\d{1,2}(?!\d)", number)
+    if european:
+        return Decimal(european.group().replace(".", "").replace(",", "."))
     match = re.search(r"-?[\d,]{1,60}(?:\.\d{1,40})?", number)
     return Decimal(match.group().replace(",", "")) if match else Decimal(0)
 
@@ -142,6 +147,13 @@ def statistic(question: Question, found: Counter[str]) -> Decimal | None:
             return sum((value * times for value, times in values.items()), Decimal(0))
         case _:
             return sum((value * times for value, times in values.items()), Decimal(0)) / found.total()
+
+
+def _numbers_of(label: str, text: str) -> list[str]:
+    cells = tables.column(label, text)
+    if cells is None:
+        return list(items.numbers_after(label, text))
+    return [number for cell in cells for number in items.find("numbers", cell)][: len(cells)]
 
 
 def _within_scope(question: Question, documents: Sequence[Document]) -> list[Document]:
@@ -189,6 +201,8 @@ def _listed(question: Question, documents: list[Document], form: _Form) -> str:
     match question.kind:
         case "count_distinct":
             return form.write(len(found), str(len(found)))
+        case "count_both":
+            return form.write(found.total(), f"{found.total()} ({len(found)} different)")
         case "common":
             ranked = sorted(found, key=lambda item: (found[item] if question.least else -found[item], item))[
                 : question.number
@@ -201,6 +215,9 @@ def _listed(question: Question, documents: list[Document], form: _Form) -> str:
             ordered = sorted(found, key=len, reverse=question.kind == "longest")[: question.number]
         case "earliest" | "latest":
             ordered = sorted(found, reverse=question.kind == "latest")[: question.number]
+        case "nth":
+            every = [item for document in documents for item in fitting(question, document)]
+            ordered = every[question.skip :][: question.number]
         case _:
             ordered = list(found)
     if form.how_often:

@@ -16,6 +16,8 @@ _LEAST = re.compile(r"(?i)\b(?:fewest|least|lowest|smallest|rarest)\b")
 _MOST_WORDS_OF_A_LABEL = 4
 _MOST_WORDS_OF_A_TERM = 6
 _MANY = 10
+_LONGEST_UNIT = 3
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _PRONOUNS = ("it", "this", "that", "they", "these", "there")
 
 
@@ -44,20 +46,31 @@ def counted(kind: Kind) -> Build:
 def count_items(match: re.Match[str], question: Masked) -> Question | None:
     """``how many X are there``, whatever X is."""
     what = match["what"]
+    counted_as_such = re.match(r"(?i)(?:(?:data|table|csv) )?(rows|columns|e-?mails?(?! address))\b(?P<rest>.*)", what)
+    if counted_as_such and _bare(counted_as_such["rest"]):
+        noun = counted_as_such[1].lower()
+        # Addresses are called emails too; where how many there are is asked, messages are meant.
+        return Question("", "count", "documents", what=noun) if "mail" in noun else Question("", "count", noun)
     found = phrases.item(what, question) or _item_with(what, question)
     if found is not None:
         distinct = re.match(r"(?i)(?:of )?(?:the )?(?:distinct|different|unique)\b", what)
         return Question("", "count_distinct" if distinct else "count", found.noun, found.terms, found.relation)
+    return _unknown(what, question)
+
+
+def _unknown(what: str, question: Masked) -> Question | None:
+    """Count the word itself, in the singular and in the plural, where the noun is none of the kinds of item."""
     if not re.search(r"(?i)\b(?:are|is|were|was|get|occurs?|appears?|in total|altogether)\b", what):
         return None
-    # An unknown noun: count the word itself, in the singular and in the plural.
     wanted = phrases.terms(what, question)
     if wanted is None or any(" " in word for word in wanted.words):
         return None
     if "⟦" in what:
         return Question("", "count", terms=wanted)
     forms = tuple(dict.fromkeys(form for word in wanted.words for form in _number_forms(word)))
-    return Question("", "count", terms=replace(wanted, words=forms, every=False))
+    of_words = re.search(r"(?i)\b(?:mention|used|occur|appear|named|found)", what)
+    guessed = "" if of_words else " and ".join(wanted.words)
+    return Question("", "count", terms=replace(wanted, words=forms, every=False), guessed=guessed)
 
 
 def count_lines(match: re.Match[str], question: Masked) -> Question | None:
@@ -66,9 +79,23 @@ def count_lines(match: re.Match[str], question: Masked) -> Question | None:
     return Question("", "count", found.noun, found.terms, found.relation) if found and found.terms else None
 
 
-def count_documents(_match: re.Match[str], _question: Masked) -> Question:
+def count_documents(match: re.Match[str], _question: Masked) -> Question:
     """``how many documents are there``."""
-    return Question("", "count", "documents")
+    return Question("", "count", "documents", what=match["called"].lower())
+
+
+def nth(match: re.Match[str], _question: Masked) -> Question | None:
+    """``the second line``, ``the last three words``, ``line 12``."""
+    groups = match.groupdict()
+    noun = groups["unit"].lower() + "s"
+    most = _number(groups, 1)
+    if groups.get("at"):
+        return Question("", "nth", noun, skip=max(int(groups["at"]) - 1, 0))
+    word = groups["nth"].lower()
+    if word == "last":
+        return Question("", "nth", noun, number=most, skip=-most)
+    place = _ORDINALS.index(word) + 1 if word in _ORDINALS else int(word[:-2])
+    return Question("", "nth", noun, number=most, skip=max(place - 1, 0))
 
 
 def list_documents(_match: re.Match[str], _question: Masked) -> Question:
@@ -111,6 +138,13 @@ def statistic(match: re.Match[str], question: Masked) -> Question | None:
     word = match["stat"].lower()
     kind: Kind = kinds.get(word, "smallest" if word in smallest else "largest")
     label = re.sub(r"(?i)^(?:(?:of|all|the|every|each|any|these|those|up)\b ?)+", "", phrases.trim(match["what"]))
+    column = re.fullmatch(
+        r"(?i)(?:(?:numbers?|values?|figures?) )?(?:(?:in|of) )?(?:the )?column (?:named |called )?(?P<a>.+)"
+        r"|(?P<b>.+) column",
+        re.sub(r"(?i)^(?:of )?(?:all )?(?:the )?", "", match["what"].strip(" ?.")),
+    )
+    if column:
+        return Question("", kind, "labelled numbers", what=question.fill(column["a"] or column["b"]))
     after = re.search(
         r"(?i)(?:numbers?|values?|figures?|amounts?) (?:that (?:come|follow|stand) )?"
         r"(?:after|following|labell?ed(?: as)?|for|under) (?:the )?(?:label )?(.+)$",
@@ -145,6 +179,8 @@ def extreme(match: re.Match[str], question: Masked) -> Question | None:
 def listed(match: re.Match[str], question: Masked) -> Question | None:
     """``list all X``."""
     what = match["what"]
+    if re.match(r"(?i)columns?(?: names| headers)?(?: (?:are|is|does|do)\b.*)?[?. ]*$", what):
+        return Question("", "list", "columns")
     after = re.match(r"(?i)numbers after the label (⟦\d+⟧)", what)
     if after:
         return Question("", "list", "labelled numbers", what=question.fill(after[1]))
@@ -178,6 +214,8 @@ def value(match: re.Match[str], question: Masked) -> Question | None:
 def yes_no(match: re.Match[str], question: Masked) -> Question | None:
     """``does the text mention X``."""
     built = counted("yes_no")(match, question)
+    if built and re.match(r"(?i)(?:is|are|was|were) there (?:no|not)\b", match.string):
+        built = replace(built, negate=True)
     if built is None or built.terms is None:
         return built
     return built if all(len(word.split()) <= _MOST_WORDS_OF_A_TERM for word in built.terms.words) else None
@@ -194,6 +232,12 @@ def lines_found(match: re.Match[str], question: Masked) -> Question | None:
         return Question("", "passages")
     found = phrases.item("lines that " + match["what"], question)
     return Question("", "list", found.noun, found.terms, found.relation) if found else None
+
+
+def _bare(rest: str) -> bool:
+    """Whether nothing but "are there" and the like follows a noun."""
+    filling = r"(?i)\b(?:are|is|were|does|do|there|exist|have|has|we|it|i|the|this|table|csv|file|text|data)\b"
+    return not re.sub(filling, "", phrases.trim(rest)).strip(" ?.")
 
 
 def _item_with(what: str, question: Masked) -> Subject | None:
@@ -225,8 +269,12 @@ def _number(groups: dict[str, str | None], default: int) -> int:
 def _number_forms(word: str) -> tuple[str, ...]:
     if word.lower().endswith("ies"):
         return word[:-3] + "y", word
+    if word.lower().endswith("y"):
+        return word, word[:-1] + "ies"
     return (_singular(word), word) if word.lower().endswith("s") else (word, word + "s")
 
 
 def _singular(label: str) -> str:
-    return label[:-1] if label.lower().endswith("s") and not label.lower().endswith("ss") else label
+    # Short words that end in s are units and names (ms, fps, bus), seldom plurals.
+    plural = len(label) > _LONGEST_UNIT and re.search(r"(?i)[^aeisu']s$|[aei]s$", label)
+    return label[:-1] if plural and not re.search(r"(?i)(?:ss|us|is)$", label) else label

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.models.offline import passages, programs, wording
+from orchestrator.models.offline import passages, programs, tables, wording
 from orchestrator.models.offline.lexicon import STOP_WORDS
-from orchestrator.models.offline.questions import COUNTS, ITEMS, STATISTICS, Question
+from orchestrator.models.offline.questions import COUNTS, ITEMS, STATISTICS, TABLE, Question
 
 SLICE_CHARS = 100_000
 # Distinct words and numbers of a slice make long replies; smaller slices keep them below the length limit.
@@ -24,11 +24,23 @@ SEPARATORS = {
     "--- NAME ---": r"(?im)^-{3,} ?(?:(?:file|document|source)\b:? ?)?([^\s-][^\n]{0,200}?) ?-{3,}$",
     '<document name="NAME">': r'(?im)^<(?:document|doc|file)\b[^>\n]*?(?:name|path|title|id)="([^"\n]+)"[^>\n]*>$',
     "File: NAME": r"(?im)^(?:#+ |// |-- )?(?:file|document|filename|path): ?(\S[^\n]{0,200})$",
+    "From: NAME": r"(?m)^From: (\S[^\n]{0,200})$",
     "Chapter N": r"(?m)^((?:CHAPTER|Chapter|BOOK|Book|PART|Part) (?:[IVXLC]+|\d+)\b[^\n]{0,80})$",
 }
 _CHAPTERS = "Chapter N"
+_MAILS = "From: NAME"
+# Kinds of question that are answered from the text before the first document too.
+_SEARCHES = frozenset({"definition", "value", "passages", "yes_no"})
+_COLUMN = re.compile(r"^column: (.+)$", re.MULTILINE)
 _ABOUT_DOCUMENTS = frozenset({"count_documents", "which_documents", "top_documents", "definition", "value", "passages"})
 _FORMS = re.compile(r"^lines of the form (.+) - (\d+)$", re.MULTILINE)
+
+
+class _Name(str):
+    """A parameter that is a name in the code, not a text."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,36 @@ class Writer:
             usable.sort(key=_CHAPTERS.__ne__)
         elif _CHAPTERS in usable:
             usable.remove(_CHAPTERS)
+        if re.search(r"(?i)\b(?:e-?mails?|messages?|mails?)\b", question.text):
+            usable.sort(key=_MAILS.__ne__)
+        elif _MAILS in usable:
+            usable.remove(_MAILS)
         return SEPARATORS[usable[0]] if usable else ""
+
+    @property
+    def counts_by_code(self) -> bool:
+        """Whether code counts the terms too, so that there is an answer whatever the sub-calls say."""
+        question = self.question
+        return question.kind in COUNTS and question.terms is not None and question.noun in ("occurrences", "lines")
+
+    @property
+    def column(self) -> str:
+        """Name of the table's column that the question is about, when the last cell showed such a column."""
+        question = self.question
+        if question.kind not in STATISTICS or question.noun != "labelled numbers":
+            return ""
+        columns = _COLUMN.findall(self.seen)
+        exact = next((name for name in columns if tables.same(name, question.what)), "")
+        # Asked for prices, a column "unit_price" will do where no other is of prices.
+        within = [
+            name for name in columns if any(tables.same(part, question.what) for part in re.split(r"[\W_]+", name))
+        ]
+        return exact or (within[0] if len(within) == 1 else "")
+
+    @property
+    def about_table(self) -> bool:
+        """Whether the question is about rows, columns, or a column that is there."""
+        return self.question.noun in TABLE or bool(self.column)
 
     def turn(self, *steps: str) -> str:
         """Return the reply that takes ``steps``: a sentence, and a block for each."""
@@ -88,27 +129,49 @@ def _split(writer: Writer) -> dict[str, object]:
         "TERMS": passages.terms_of(question),
         "SLICE_CHARS": SLICE_CHARS_OF_LISTS if question.kind in ITEMS else SLICE_CHARS,
         "QUESTION_COUNT": len(wording.questions(question)),
+        "KEEP_BEFORE": question.kind in _SEARCHES,
     }
 
 
 def _measure(writer: Writer) -> dict[str, object]:
     question = writer.question
-    return {"NOUN": question.noun, **_ranking(question), "STOP_WORDS": _stop_words(question)}
+    return {
+        "NOUN": question.noun,
+        **_ranking(question),
+        "SKIP": question.skip,
+        "CALLED": _called(question),
+        "ONE": wording.noun(question, one=True),
+        "STOP_WORDS": _stop_words(question),
+    }
+
+
+def _table(writer: Writer) -> dict[str, object]:
+    question = writer.question
+    return {"COLUMN": writer.column, "NOUN": question.noun, "KIND": question.kind}
+
+
+def _called(question: Question) -> str:
+    # "text messages" are messages.
+    words = question.what.split() if question.noun == "documents" else []
+    return words[-1] + "s" * (not words[-1].endswith("s")) if words else ""
 
 
 def _ask(writer: Writer) -> dict[str, object]:
-    return {"QUESTIONS": wording.questions(writer.question)}
+    listed = writer.reduce in ("reduce_quotes", "summarise")
+    return {"QUESTIONS": wording.questions(writer.question), "SHAPE": _Name("list" if listed else "dict")}
 
 
 def _reduce_counts(writer: Writer) -> dict[str, object]:
     question, terms = writer.question, writer.question.terms
-    counted = terms if question.noun == "occurrences" else None
+    counted = terms if writer.counts_by_code else None
     return {
         "TERMS": counted.words if counted else (),
         "EVERY": bool(counted and counted.every),
         "WHOLE_WORD": bool(counted and counted.whole_word),
         "IGNORE_CASE": bool(counted and counted.ignore_case),
         "KIND": question.kind,
+        "UNIT": question.noun,
+        "RELATION": question.relation,
     }
 
 
@@ -119,8 +182,10 @@ def _answer_counts(writer: Writer) -> dict[str, object]:
         **_ranking(question),
         "SINGULAR": wording.term(terms) if terms and question.noun == "occurrences" else plural,
         "PLURAL": plural,
+        "ONE": wording.noun(question, one=True),
         "READING": wording.reading(terms),
         "NEGATE": question.negate,
+        "GUESSED": question.guessed,
     }
 
 
@@ -129,7 +194,11 @@ def _reduce_items(writer: Writer) -> dict[str, object]:
 
 
 def _answer_items(writer: Writer) -> dict[str, object]:
-    return {**_ranking(writer.question), "PLURAL": wording.noun(writer.question)}
+    return {
+        **_ranking(writer.question),
+        "PLURAL": wording.noun(writer.question),
+        "ONE": wording.noun(writer.question, one=True),
+    }
 
 
 def _reduce_quotes(writer: Writer) -> dict[str, object]:
@@ -162,6 +231,7 @@ PROGRAMS: dict[str, Callable[[Writer], dict[str, object]]] = {
     "inspect": _inspect,
     "split": _split,
     "measure": _measure,
+    "table": _table,
     "ask": _ask,
     "again": lambda _writer: {},
     "reduce_counts": _reduce_counts,

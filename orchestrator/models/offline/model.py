@@ -20,13 +20,16 @@ fence or a tag; documents may begin with lines "=== document: NAME ==="), in pla
 It claims these kinds of question, over any text or documents:
 - counting: how often a word or a text occurs, in how many documents or lines; how many functions, classes, email
   addresses, ... there are; which documents contain something, which the most or the fewest; sizes in lines and words
+  the first, second or last line, word, sentence or paragraph
 - lists: the distinct email addresses, URLs, IP addresses, dates, years, numbers, imports, classes, functions, headings,
   ..., or only those that contain, start or end with something; the most common ones; the longest word, the latest date
-- arithmetic: sum, mean, smallest and largest of all numbers, or of the numbers after a label ("amount: 12")
+- arithmetic: sum, mean, smallest and largest of all numbers, of the numbers after a label ("amount: 12"),
+  or of a column that the first line of a table names; how many rows and columns a table has
 - needles: the value of a name, where a name is defined, the line or sentence that answers a question, with its place
 - anything else: the passages that share most with the question, word for word
 
-It does not reason, judge, translate or write. Where it finds nothing it says so.
+It does not reason, judge, translate or write, and of conditions such as "but not", "without" and "except" it reads
+none. It says so at once, and the run ends without an answer. Where it finds nothing it says so, as its answer.
 """
 
 # Below this, extraction takes a few milliseconds and a thread would cost more than it saves.

@@ -123,6 +123,12 @@ _NOUNS = [
 # In an item that is no running text, a part of a word is asked for: a class that contains "Error".
 _RUNNING_TEXT = frozenset({"lines", "sentences", "paragraphs", "comments", "headings", "questions", "quoted strings"})
 _COMPILED = [(noun, re.compile(rf"(?:{pattern})\b", re.IGNORECASE)) for noun, pattern in _NOUNS]
+_CONDITION = re.compile(
+    r"(?<!\w)(but (?:do |does |did |are |is )?(?:not|no|never)|(?:and|or|that|which|who) "
+    r"(?:do|does|did|are|is|was|were|has|have) not|and (?:not|no|never)|without|except(?: for)?|other than|apart from"
+    r"|besides|unless|excluding(?! (?:the )?(?:stop|common|very)))(?!\w)",
+    re.IGNORECASE,
+)
 _WHOLE = re.compile(r"whole[- ]?words?|as an? (?:whole |separate )?word\b|\bwords? ⟦", re.IGNORECASE)
 _PART = re.compile(
     r"part of (?:a )?(?:longer )?words?|inside (?:longer )?words|sub-?strings?"
@@ -172,14 +178,20 @@ def trim(fragment: str) -> str:
     return fragment
 
 
+def refused_condition(fragment: str) -> str:
+    """Return the words of a condition that no form reads ("but not"), or an empty string."""
+    found = _CONDITION.search(fragment)
+    return found[1].lower() if found else ""
+
+
 def terms(fragment: str, question: Masked) -> Terms | None:
     """Return the terms that ``fragment`` names, read as the whole question says they should be."""
     fragment = trim(fragment)
     character = _CHARACTERS.get(re.sub(r"^(?:an?|the) ", "", fragment.lower()))
     if character:
         return Terms((character,), whole_word=False, ignore_case=False)
-    if re.search(r" (?:but not|without|and not) ", fragment):
-        return None  # a condition of this form is not understood; taken for words, it would be answered wrongly
+    if refused_condition(fragment):
+        return None  # taken for words, it would be answered wrongly
     labelled = _TERM_LABEL.search(fragment)
     bare = re.sub(
         r"^(?:both|either|neither|any of|all of|the|an?) ", "", _TERM_LABEL.sub("", fragment), flags=re.IGNORECASE

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.models.base import Message
 from orchestrator.models.offline.cells import Writer
-from orchestrator.models.offline.questions import Question
+from orchestrator.models.offline.questions import IDENTITIES, TABLE, Question
 from orchestrator.models.offline.understand import understand
 
 _CONTEXT_HEADING = "# The variable `context`"
@@ -23,6 +23,7 @@ _STATE_LOST = "All variables, functions and imports of earlier cells are LOST"
 _STEP = re.compile(r"^# Step: (\w+)\.", re.MULTILINE)
 _CELL = re.compile(r"^\[cell \d+ (?P<end>[^\n]*?) \([\d.]+ s\)\]$", re.MULTILINE)
 _ANSWERED = re.compile(r"^answered: (\d+) of (\d+); failed: (\d+); unreadable: (\d+)$", re.MULTILINE)
+_BECAUSE = re.compile(r"^because: (.+)$", re.MULTILINE)
 _REFUSED = re.compile(r"^refused: (\w+) limit:", re.MULTILINE)
 _NOTHING = re.compile(r"^nothing found$", re.MULTILINE)
 # Labels that may also stand for sums of money without a label.
@@ -70,6 +71,8 @@ def query_of(first: str) -> str | None:
 def readings(query: str) -> tuple[Question, ...]:
     """Return the readings of a question, in the order in which they are tried while nothing is found."""
     question = understand(query)
+    if question.kind == "count" and question.noun in IDENTITIES and not _EACH.search(question.text):
+        return (replace(question, kind="count_both"),)
     if question.kind == "count" and _EACH.search(question.text):
         question = replace(question, kind="top_documents", number=_EVERY_DOCUMENT)
     if question.noun != "labelled numbers":
@@ -79,22 +82,28 @@ def readings(query: str) -> tuple[Question, ...]:
 
 
 def next_reply(messages: Sequence[Message], query: str) -> str:
-    """Return the root model's next turn: a sentence and a cell."""
+    """Return the root model's next turn: a sentence and a cell, or in words alone why there is no answer."""
+    if messages[-1].role == "user" and len(messages) > 1 and not _STEP.search(messages[-2].text):
+        return messages[-2].text  # what was said in words stays said
     steps = _steps(messages)
     observations = [message.text for message in messages[1:] if message.role == "user"]
     seen = Seen.of(observations[-1] if observations else "")
     choices = readings(query)
+    if choices[0].kind == "unable":
+        return choices[0].what
     since_start = steps[_last(steps, "inspect") :]
     tried = min(max(since_start.count("ask") - 1, 0), len(choices) - 1)
     writer = Writer(choices[tried], seen.text, not seen.ok, _ONE_TEXT in messages[0].text)
+    nothing = _nothing_read(writer, since_start, seen)
     if _LAST_TURN in messages[-1].text:
-        return _last_words(writer, since_start)
+        return nothing or _last_words(writer, since_start)
     if not seen.ok:
         failures = sum(not Seen.of(text).ok for text in observations)
         return writer.turn(_after_failure(steps, seen, failures))
     if _gives_nothing(since_start, seen) and tried + 1 < len(choices):
         return replace(writer, question=choices[tried + 1]).turn("ask")
-    return writer.turn(_next(writer, since_start, seen))
+    step = _next(writer, since_start, seen)
+    return nothing if nothing and step != "again" else writer.turn(step)
 
 
 def _steps(messages: Sequence[Message]) -> list[str]:
@@ -109,6 +118,19 @@ def _gives_nothing(steps: list[str], seen: Seen) -> bool:
     return steps[-1:] == ["reduce_items"] and _NOTHING.search(seen.text) is not None
 
 
+def _nothing_read(writer: Writer, steps: list[str], seen: Seen) -> str:
+    """Say that no sub-call gave a reply that can be read, if so and if code alone gives no answer."""
+    counts = _ANSWERED.findall(seen.text)
+    if steps[-1:] not in (["ask"], ["again"]) or writer.counts_by_code or not counts:
+        return ""
+    answered, total, _, _ = map(int, counts[-1])
+    if answered or not total:
+        return ""
+    reasons = _BECAUSE.findall(seen.text)
+    told = f" ({reasons[-1]})" if reasons else ""
+    return f"I could not answer the question: none of my sub-calls about the text gave a reply that I can use{told}."
+
+
 def _next(writer: Writer, steps: list[str], seen: Seen) -> str:
     """Return the step that follows a cell that ran."""
     last = steps[-1] if steps else ""
@@ -117,8 +139,12 @@ def _next(writer: Writer, steps: list[str], seen: Seen) -> str:
     if last.startswith("reduce_"):
         return last.replace("reduce_", "answer_")
     by_code = writer.question.by_code
+    if last == "inspect" and writer.about_table:
+        return "split" if writer.question.scope else "table"
     if last == "inspect":
         return "measure" if by_code and not (writer.separator or writer.question.scope) else "split"
+    if last == "split" and writer.question.noun in TABLE:
+        return "table"
     return {"": "inspect", "split": "measure" if by_code else "ask"}.get(last, "finish")
 
 
@@ -147,7 +173,7 @@ def _after_failure(steps: list[str], seen: Seen, failures: int) -> str:
 
 def _last_words(writer: Writer, steps: list[str]) -> str:
     """Answer at once: from what was reduced, from what was asked, or in words."""
-    if any(step.startswith(("reduce_", "measure")) for step in steps):
+    if any(step.startswith(("reduce_", "measure", "table")) for step in steps):
         return writer.turn("finish")
     if "ask" in steps and writer.reduce.startswith("reduce_"):
         return writer.turn(writer.reduce, writer.reduce.replace("reduce_", "answer_"))

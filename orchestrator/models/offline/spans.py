@@ -17,7 +17,14 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]’”]{0,3}\s+|\n[ \t]{0,80}\n\s*
 _MODIFIERS = (
     r"(?:(?:export|default|public|private|protected|abstract|final|static|async|pub|const|let|var|local)[ \t]+){0,4}"
 )
-_STRUCTURED = re.compile(r"^(?:\s{2,}|\t|[#*\-+>|/<\[{}()@\"']|\d+[.)]\s)|[=;{}<>|\\]|\)\s*:?\s*$|:\s*\S+$")
+_STRUCTURED = re.compile(
+    r"^(?:\s{2,}|\t|[#*\-+>|/<\[{}()@\"']|\d+[.)]\s)|[=;{}<>|\\]|\)\s*:?\s*$|:\s*\S+$"
+    # The header of a mail, the time at the head of a log's line, the commas of a table.
+    r"|^[A-Z][\w-]{1,30}: |^\d{2,4}[-/:.]\d{2}[-/:.]\d{2}|^[A-Z][a-z]{2} {1,2}\d{1,2} \d\d:\d\d"
+    r"|,[^\s,][^,\n]{0,60},[^\s,]"
+)
+# Lines of prose are broken where they are full; shorter ones that begin with a capital stand by themselves.
+_FULL_LINE = 50
 _CONNECTED = (
     r"[\"'\])]{0,2}[ \t]{0,8}(?:(?P<sign>:[^=\n]{1,80}[^=!<>\n]=(?!=)|:=|=(?![=>])|=>|->|→|:(?!:))"
     r"|(?P<verb>is|are|was|were|equals|means)\b(?:[ \t]+(?:set|equal)[ \t]+to\b)?:?|(?:is[ \t]+)?set[ \t]+to\b)"
@@ -35,20 +42,36 @@ def around(text: str, start: int, weigh: Callable[[str], float]) -> tuple[int, i
     end = newline if newline >= 0 else min(start + _REACH, len(text))
     if _STRUCTURED.search(text[start:end]):
         return start, end
-    low, high = max(start - _REACH, 0), min(end + _REACH, len(text))
-    gap = [match.end() for match in re.finditer(r"\n[ \t]{0,80}\n", text[low:start])]
-    begin = low + gap[-1] if gap else low
-    after = re.search(r"\n[ \t]{0,80}\n", text[end:high])
-    stop = end + after.start() if after else high
+    begin, stop = (start, end) if _by_themselves(text, start, end) else _paragraph(text, start, end)
     cuts = [begin, *(begin + match.end() for match in _SENTENCE_END.finditer(text[begin:stop])), stop]
     pieces = [(a, b) for a, b in pairwise(cuts) if b > start - 1 and a < end and text[a:b].strip()]
     return max(pieces, key=lambda piece: (weigh(text[piece[0] : piece[1]]), -piece[0]), default=(start, end))
+
+
+def _paragraph(text: str, start: int, end: int) -> tuple[int, int]:
+    low, high = max(start - _REACH, 0), min(end + _REACH, len(text))
+    gap = [match.end() for match in re.finditer(r"\n[ \t]{0,80}\n", text[low:start])]
+    after = re.search(r"\n[ \t]{0,80}\n", text[end:high])
+    return low + gap[-1] if gap else low, end + after.start() if after else high
+
+
+def _by_themselves(text: str, start: int, end: int) -> bool:
+    """Whether the line from ``start`` to ``end`` neither goes on in the next one nor goes on from the one before."""
+    before = text.rfind("\n", max(start - 1 - _REACH, 0), max(start - 1, 0)) + 1 if start else 0
+    after = text.find("\n", end + 1, end + 1 + _REACH)
+    lines = [text[before:start], text[start:end], text[end + 1 : after if after >= 0 else end + _REACH]]
+    pairs = [(first.strip(), second.strip()) for first, second in pairwise(lines)]
+    return not any(
+        first and second and (len(first) >= _FULL_LINE or second[0].islower() or first[-1] in ",(")
+        for first, second in pairs
+    )
 
 
 def value_of(question: Question, quote: str, terms: tuple[str, ...]) -> str:
     """Return the part of ``quote`` that answers, where its form tells: what follows "is" or a colon, a date, a name."""
     asked = question.text.lower()
     if question.kind == "value":
+        quote = " ".join(quote.split())  # a sentence may be wrapped anywhere
         last = max(
             (items.fold(quote).rfind(term) + len(term) for term in terms if term in items.fold(quote)), default=-1
         )
@@ -128,15 +151,34 @@ def _holds_both(word: str, value: str, piece: str) -> float:
 
 
 def _clean(match: re.Match[str]) -> str:
-    value = match["value"].strip()
+    value = _closed(match["value"].strip())
     if match["sign"] and match["sign"] != ":":
         if value[:1] in "\"'" and (close := value.find(value[0], 1)) > 0:
             rest = value[close + 1 :].strip()
             return value[: close + 1] if not rest or rest[0] in ",;#/)]}" else _without_comment(value)
         return _without_comment(value)
-    value = _without_comment(value) if match["sign"] else value
+    value = _without_comment(value) if match["sign"] else re.sub(r"^(?:called|named|known as)\s+", "", value)
     sentence = re.split(r"(?<=[\w\"')\]])[.;!?](?:\s|$)", value, maxsplit=1)[0].strip().strip('"“”')
     return sentence[:_LONGEST_VALUE] if len(sentence) <= _LONGEST_SHORT_VALUE else ""
+
+
+def _closed(value: str) -> str:
+    """Cut a value that stands in brackets opened before it, as a parameter's default does, where it ends."""
+    depth, quote, comma = 0, "", -1
+    for at, character in enumerate(value):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character == '"' or (character == "'" and not value[at - 1 : at].isalnum()):
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth < 0:
+                return value[: comma if comma >= 0 else at].strip()
+        elif character == "," and depth == 0 and comma < 0:
+            comma = at
+    return value
 
 
 def _without_comment(value: str) -> str:

@@ -35,7 +35,8 @@ _OCCUR = (
 )
 _OF_THEM = r"(?:of )?(?:the |these |those |all |all of |our |my )*"
 _MANY = (
-    r"(?:how many|(?:the )?(?:total )?(?:number|count) of|count(?: up)?(?: all)?(?: the)?(?: number of)?(?! of)"
+    r"(?:how many|(?:the )?(?:total )?(?<!largest )(?<!smallest )(?<!highest )(?<!lowest )(?:number|count) of"
+    r"|count(?: up)?(?: all)?(?: the)?(?: number of)?(?! of)"
     r"|total number of)"
 )
 _ASK = (
@@ -54,6 +55,25 @@ _REPLY_FORM = re.compile(
     r"|only |if |leave out|quote |at most|be |json|as json|in json|no other|you are|you're|here (?:is|are)"
     r"|no explanation|whole words|upper and lower)"
 )
+
+BEYOND = "I am a small program that extracts from texts; I cannot write, translate or judge."
+_BEYOND = re.compile(
+    r"(?i)^(?:please |now |(?:can|could|would|will) you (?:please )?)*(?:translate|rewrite|rephrase|paraphrase"
+    r"|write(?! (?:down|out))|compose|generate|invent|imagine|classify|refactor|fix|correct|proofread|improve|simplify"
+    r"|convert|draw|draft|predict|recommend|criti(?:que|ci[sz]e))\b"
+)
+_UNREAD = "I do not read questions with “{}”: I would answer another question. Please ask for one thing at a time."
+# What asks for a number, a list or yes and no, where a condition that is not read makes the answer wrong.
+_COUNTING = re.compile(
+    r"(?i)\b(?:how many|how often|number of|count|which|what (?:files|documents|lines|words)|list|extract|find|show"
+    r"|name)\b|^(?:is|are|was|were|does|do|did|has|have)\b"
+)
+_NEGATION = re.compile(r"(?i)(?<!word )(?<!term )\b(?:not|never|nor)\b|\bno (?=\w)|n['’]t\b")
+_PLACE = re.compile(
+    r"(?i)\b(?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|\d{1,6}(?:st|nd|rd|th)) "
+    r"(?:line|word|sentence|paragraph|page|chapter|section|half|column|row)s?\b"
+)
+_SEARCHES = ("passages", "value", "definition", "summary", "unable")
 
 _AS_FORM = re.compile(
     r"(?i)[, ]+(?:as|in|into|using) (?:an? |one |valid |plain )*"
@@ -80,7 +100,7 @@ _FORMS: tuple[_Form, ...] = (
     _form(builders.counted("count_documents"), rf"\bin how many {_OF_THEM}{_DOC} {_BE} (?P<what>.+?) {_NOT}{_OCCUR}\b"),
     _form(
         builders.count_documents,
-        rf"\b{_MANY} {_OF_THEM}{_DOC}",
+        rf"\b{_MANY} {_OF_THEM}(?P<called>{_DOC})",
         r"(?: (?:are|is|does|do|exist|were) ?(?:there|in total|here|it|given|present|contained)?)?",
         r"(?: (?:in|altogether|overall)\b[^⟦]*)?[?. ]*$",
     ),
@@ -125,7 +145,7 @@ _FORMS: tuple[_Form, ...] = (
     ),
     _form(
         builders.count_lines,
-        rf"\b{_MANY} (?:of the )?lines (?:of \w+ )?(?:that |which |do |does )*",
+        rf"\b{_MANY} (?:of the )?(?:lines|rows) (?:of \w+ )?(?:that |which |do |does )*",
         r"(?P<what>(?:contain|mention|includ|start|begin|end|hav|with)\w* ?.+)",
     ),
     # Definitions and values.
@@ -179,6 +199,12 @@ _FORMS: tuple[_Form, ...] = (
     ),
     _form(builders.common, rf"\btop {_N} (?P<what>.+)"),
     _form(
+        builders.nth,
+        r"\b(?P<nth>first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|\d{1,6}(?:st|nd|rd|th)) ",
+        rf"(?:{_M} )?(?P<unit>line|word|sentence|paragraph)s?(?: (?:of|in|from)\b[^⟦]{{0,60}})?[?. ]*$",
+    ),
+    _form(builders.nth, r"\b(?P<unit>line|word|sentence|paragraph) (?:number |no\. )?(?P<at>\d{1,9})\b[^⟦]{0,60}$"),
+    _form(
         builders.extreme,
         rf"\b(?:{_N} )?(?P<extreme>longest|shortest|earliest|oldest|latest|newest|most recent|first|last) ",
         rf"(?:{_M} )?(?P<what>.+)",
@@ -201,7 +227,10 @@ _FORMS: tuple[_Form, ...] = (
         r"^(?:does|do|is|are) (?:the |this |these |any(?: of)?|it\b|they\b|there\b|an? )* ?",
         rf"(?:{_DOC}|texts?|contexts?|passage)? ?{_NOT}{_VERB} (?P<what>.+)",
     ),
-    _form(builders.yes_no, r"^(?:is|are|was|were) there (?:any |an? )?(?:mentions? of )?(?P<what>.+)"),
+    _form(
+        builders.yes_no,
+        r"^(?:is|are|was|were) there (?:any |an? |no |not (?:any |an? )?)?(?:mentions? of )?(?P<what>.+)",
+    ),
     _form(builders.yes_no, rf"^(?:is|are|was|were|does|do) (?:any )?(?P<what>.+?) {_OCCUR}\b"),
     _form(builders.listed, rf"\b{_ASK}{_ALL}(?: distinct| different| unique)? (?P<what>.+)"),
     _form(builders.value, r"^(?:what|which)(?:'s| is| are| was| were) (?P<what>.+)"),
@@ -218,13 +247,41 @@ def understand(text: str) -> Question:
     # Wishes about case and whole words may stand in a sentence of their own, outside the one that asks.
     whole = Masked.of(text[:_LONGEST])
     sentences = _SENTENCES.split(question.text)
+    unable = _unable(asked, sentences)
+    if unable:
+        return Question(asked, "unable", what=unable, scope=scope)
     for form, build in _FORMS:
         matches = filter(None, map(form.search, sentences))
         found = next(filter(None, (build(match, question) for match in matches)), None)
         if found is not None:
+            if found.kind not in _SEARCHES and (word := _negation(sentences, found) or _place(sentences, found)):
+                return Question(asked, "unable", what=_UNREAD.format(word), scope=scope)
             wanted = phrases.reading(found.terms, whole) if found.terms else None
             return replace(found, text=asked, scope=scope, terms=wanted)
+    if word := next((_negation([part]) for part in sentences if _COUNTING.search(part)), ""):
+        return Question(asked, "unable", what=_UNREAD.format(word), scope=scope)
     return Question(asked, "passages", scope=scope)
+
+
+def _unable(asked: str, sentences: list[str]) -> str:
+    """Return why the question cannot be answered here at all, or an empty string."""
+    if _BEYOND.search(asked):
+        return BEYOND
+    counting = filter(_COUNTING.search, sentences)
+    condition = next(filter(None, map(phrases.refused_condition, counting)), "")
+    return _UNREAD.format(condition) if condition else ""
+
+
+def _place(sentences: list[str], question: Question) -> str:
+    found = next(filter(None, map(_PLACE.search, sentences)), None)
+    return found.group().lower() if found and question.kind != "nth" else ""
+
+
+def _negation(sentences: list[str], question: Question | None = None) -> str:
+    if question and question.negate:
+        return ""
+    found = next(filter(None, map(_NEGATION.search, sentences)), None)
+    return found.group().strip().lower() if found else ""
 
 
 def _without_reply_forms(text: str) -> str:

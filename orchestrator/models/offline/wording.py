@@ -8,11 +8,21 @@ from __future__ import annotations
 from orchestrator.models.offline.questions import COUNTS, ITEMS, Question, Terms
 
 _RELATIONS = {"is": "named", "contains": "that contain", "starts": "that start with", "ends": "that end with"}
+_ONE_RELATES = {"is": "named", "contains": "that contains", "starts": "that starts with", "ends": "that ends with"}
+_ONE = {
+    "labelled numbers": "number",
+    "classes": "class",
+    "ip addresses": "IP address",
+    "times of day": "time of day",
+    "amounts of money": "amount of money",
+    "dates as YYYY-MM-DD": "date written as YYYY-MM-DD",
+}
 _AS_WRITTEN = {
     "labelled numbers": "numbers",
     "dates as YYYY-MM-DD": "dates written as YYYY-MM-DD",
     "emails": "email addresses",
     "urls": "URLs",
+    "ip addresses": "IP addresses",
 }
 
 
@@ -47,17 +57,25 @@ def questions(question: Question) -> tuple[str, ...]:
     return (f"Question: {question.text}\n{_QUOTES}",)
 
 
-def noun(question: Question) -> str:
-    """Return what is looked at, in the plural: ``functions that start with "test_"``."""
+def noun(question: Question, *, one: bool = False) -> str:
+    """Return what is looked at, in the plural: ``functions that start with "test_"``.
+
+    Args:
+        question: whose noun is wanted.
+        one: in the singular.
+    """
+    called = _AS_WRITTEN.get(question.noun, question.noun)
+    if one:
+        called = _ONE.get(question.noun, called.removesuffix("s") if not called.endswith("sses") else called[:-2])
     if question.noun == "occurrences" and question.terms:
-        return f"occurrences of {term(question.terms)}"
-    plural = _AS_WRITTEN.get(question.noun, question.noun)
+        return f"{called} of {term(question.terms)}"
     if question.noun == "labelled numbers":
-        return f"{plural} after the label {quoted(question.what)}"
+        return f"{called} after the label {quoted(question.what)}"
     if question.terms is None:
-        return plural
+        return called
     joiner = " and " if question.terms.every else " or "
-    return f"{plural} {_RELATIONS[question.relation]} {joiner.join(map(quoted, question.terms.words))}"
+    relation = (_ONE_RELATES if one else _RELATIONS)[question.relation]
+    return f"{called} {relation} {joiner.join(map(quoted, question.terms.words))}"
 
 
 def term(terms: Terms) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.models.offline.programs.guest import ask, documents, replies, tasks, unreadable
+from orchestrator.models.offline.programs.guest import ask, documents, hopeless, replies, tasks, unreadable
 
 # ---- in the REPL ----
 Piece = list[tuple[str, int, int]]  # document, start, end
@@ -23,4 +23,4 @@ for index in sorted(unreadable):
     first, *rest = halves(piece)
     tasks[index] = (number, first)
     tasks.extend((number, part) for part in rest)
-ask([index for index in range(len(tasks)) if index not in replies])
+ask([index for index in range(len(tasks)) if index not in replies and index not in hopeless])

@@ -24,9 +24,16 @@ def budget() -> dict[str, Any]: ...
 
 # inspect
 documents: dict[str, str]
+sizes_as_given: dict[str, int]
+tables: dict[str, tuple[list[str], str]]
+
+def many(number: int, one: str, more: str = "") -> str: ...
+def columns_of(text: str) -> tuple[list[str], str]: ...
+
 # split
 slices: list[Piece]
 unread: int
+cut: int
 fence: str
 # ask
 QUESTIONS: Sequence[str]
@@ -34,6 +41,7 @@ tasks: list[tuple[int, Piece]]
 replies: dict[int, Any]
 failed: dict[int, str]
 unreadable: set[int]
+hopeless: set[int]
 
 def ask(todo: Sequence[int]) -> None: ...
 def gap() -> str: ...

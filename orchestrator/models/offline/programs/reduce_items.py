@@ -26,7 +26,10 @@ for word in STOP_WORDS:
 values: dict[Decimal, int] = {}
 if NUMERIC:
     for item, times in found.items():
-        digits = re.search(r"-?[\d,]{1,60}(?:\.\d{1,40})?", item)
+        # In 1.234,56 the comma is the decimal sign.
+        european = re.search(r"-?\d{1,3}(?:\.\d{3})+,\d{1,2}(?!\d)", item)
+        number = european.group().replace(".", "").replace(",", ".") if european else item
+        digits = re.search(r"-?[\d,]{1,60}(?:\.\d{1,40})?", number)
         if digits and re.search(r"\d", digits.group()):
             value = Decimal(digits.group().replace(",", ""))
             values[value] = values.get(value, 0) + times

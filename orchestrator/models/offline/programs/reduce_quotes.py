@@ -31,7 +31,14 @@ for item in genuine.values():
     sure = item.get("confidence", 0.5)
     item["coverage"] = shared
     item["rank"] = shared + (sure if isinstance(sure, (int, float)) else 0.5) + (0.1 if item.get("value") else 0.0)
-    item["line"] = documents[item["document"]].count("\n", 0, documents[item["document"]].find(item["quote"])) + 1
+    text, quote, value = documents[item["document"]], item["quote"], str(item.get("value") or "")
+    # The place is that of the value in the quotation, or of the line in it that shares most with the question.
+    inside = quote.find(value) if value else -1
+    if inside < 0:
+        parts = quote.split("\n")
+        told = [sum(weight[term] for term in TERMS if term in part.lower()) for part in parts]
+        inside = sum(len(part) + 1 for part in parts[: told.index(max(told))])
+    item["line"] = text.count("\n", 0, text.find(quote) + inside) + 1
 best = sorted(genuine.values(), key=lambda item: -item["rank"])[:10]
 print(len(candidates), "quotations,", len(genuine), "genuine; slices that hold each word:", spread, gap())
 for item in best[:3]:

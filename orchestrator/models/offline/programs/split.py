@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from orchestrator.models.offline.programs.guest import budget, documents
+from orchestrator.models.offline.programs.guest import budget, columns_of, documents, many
 
 SEPARATOR = ""
 SCOPE = ""
 TERMS: tuple[str, ...] = ()
 SLICE_CHARS = 100_000
 QUESTION_COUNT = 1
+KEEP_BEFORE = False
 
 # ---- in the REPL ----
 import re
@@ -21,14 +22,16 @@ if SEPARATOR:
     (whole,) = documents.values()
     marks = list(re.finditer(SEPARATOR, whole))
     ends = [mark.start() for mark in marks[1:]] + [len(whole)]
-    documents = {"(before the first)": whole[: marks[0].start()]} if whole[: marks[0].start()].strip() else {}
+    # What stands before the first one, a title for example, is none of them.
+    documents = {"(before the first)": whole[: marks[0].start()]} if KEEP_BEFORE else {}
     for number, (mark, end) in enumerate(zip(marks, ends, strict=True), 1):
         label = " ".join(next(filter(None, mark.groups()), mark.group()).split())[:200]
         documents[label if label not in documents else f"{label} (part {number})"] = whole[mark.end() : end]
-    print("separated:", len(documents), "documents")
+    print("separated:", many(len(documents), "document"))
 if SCOPE:
     inside = {name: text for name, text in documents.items() if name == SCOPE or name.endswith("/" + SCOPE)}
     documents = inside or documents
+    tables = {name: columns_of(text) for name, text in documents.items()}
     print("restricted to", list(inside)[:5]) if inside else print("no document is called", SCOPE)
 
 
@@ -46,6 +49,11 @@ def pieces(text: str, size: int) -> Iterator[tuple[int, int]]:
         start = end
     if start < len(text):
         yield start, len(text)
+
+
+def breaks(piece: list[tuple[str, int, int]]) -> int:
+    """How many lines of a slice go on in the next one."""
+    return sum(end < len(documents[name]) and documents[name][end - 1] != "\n" for name, _, end in piece)
 
 
 def pack(size: int) -> list[list[tuple[str, int, int]]]:
@@ -80,14 +88,15 @@ if unread:
     order = sorted(range(len(slices)), key=lambda index: (-promise[index], index))[:affordable]
     slices = [slices[index] for index in sorted(order)]
 
+cut = sum(map(breaks, slices))
 fence = "==="
 while any(f"{fence} document: " in text for text in documents.values()):
     fence += "="
 print(
-    len(documents),
-    "documents in",
-    len(slices),
-    "slices of at most about",
+    many(len(documents), "document"),
+    "in",
+    many(len(slices), "slice"),
+    "of at most about",
     size,
     "characters;",
     unread,
