@@ -114,7 +114,7 @@ class Sandbox:
           where there is one;
         - ``batch_open``: ``n`` prompts of so many ``characters`` together are about to be asked, with ``model`` and
           ``max_tokens``. The result is ``{"batch": id, "window": how many to ask at once}``; a refusal, with a limit,
-          refuses all of them. To refuse with ``unknown_method`` or ``unavailable`` is to know no batches: their prompts
+          refuses all of them. To refuse with ``unknown_method`` is to know no batches: their prompts
           then come as plain ``llm_query`` calls;
         - ``batch_close``: the ``batch`` is over, whatever came of it;
         - ``rlm_query``: the ``query``, and in the body the context, whose ``layout`` is ``{"kind": "text"}``,
@@ -272,10 +272,13 @@ async def _served(container: Container, policy: Policy, rpc: RpcHandler) -> Asyn
         max_message=policy.limits.answer_mb * MIB,
         window=policy.models.window,
     )
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(mux.run)
-        yield client, mux
-        tasks.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(mux.run)
+            yield client, mux
+            tasks.cancel_scope.cancel()
+    finally:
+        client.closed("")  # for whoever kept the box after its block was left
 
 
 async def _start(
@@ -331,4 +334,4 @@ async def _send_context(mux: Mux, context: Context | None) -> None:
 
 def _said(container: Container) -> str:
     said = container.stream.stderr.strip()
-    return f" (it said: {one_line(said[-400:], 300)})" if said else ""
+    return f" (it said: …{one_line(said[-300:], 300)})" if said else ""

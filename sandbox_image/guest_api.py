@@ -19,8 +19,8 @@ from sandbox_image.wire import Kind
 
 _Reply = tuple[dict[str, Any], str]
 
-# A host with a handler of its own may know plain queries alone.
-_NO_BATCHES = frozenset({"unknown_method", "unavailable"})
+# What a host whose handler knows plain queries alone says of a batch.
+_NO_BATCHES = "unknown_method"
 
 
 class QueryRefused(Exception):  # noqa: N818 - the name model code is told
@@ -211,7 +211,7 @@ class GuestApi:
         try:
             opened, _ = self._connection.call("batch_open", {"n": len(texts), "characters": characters, **options})
         except QueryRefused as refusal:
-            if refusal.reason not in _NO_BATCHES:
+            if refusal.reason != _NO_BATCHES:
                 raise
             return options, min(self._connection.window, len(texts))
         return {"batch": opened["batch"], **options}, min(int(opened["window"]), len(texts))

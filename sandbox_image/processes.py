@@ -8,9 +8,8 @@ from contextlib import suppress
 
 
 def kill_everyone() -> None:
-    """Kill every process but this one, which must be PID 1 of its namespace: kill(2), pid -1."""
-    if os.getpid() != 1:
-        raise RuntimeError("only the init of a PID namespace may kill everyone in it")
+    """Kill every process but this one: kill(2), pid -1."""
+    _must_be_init()
     with suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
 
@@ -21,6 +20,7 @@ def end_others(kernel: int) -> None:
     They are stopped first, so that none forks while the others are being killed. The number of rounds is bounded by that
     of processes: each finds one more that an earlier round did not, or is the last.
     """
+    _must_be_init()
     stopped: set[int] = set()
     while found := _processes() - stopped - {os.getpid(), kernel}:
         for pid in found:
@@ -30,6 +30,12 @@ def end_others(kernel: int) -> None:
     for pid in stopped:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _must_be_init() -> None:
+    # In any other place "everyone" would be the host's processes.
+    if os.getpid() != 1:
+        raise RuntimeError("only the init of a PID namespace may kill everyone in it")
 
 
 def _processes() -> set[int]:

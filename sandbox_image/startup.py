@@ -274,6 +274,8 @@ def main() -> None:
     sys.argv[1:] = []
     with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 - when memory runs out, this goes before PID 1
         file.write("1000")
+    # gVisor hangs up the whole process group when one that is stopped in it ends, as what a cell leaves behind does.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Twice what leaves the box: the gate, which model code cannot reach, makes the cut that counts and reports it.
     BoxShell.output_limit = 2 * settings["output"]
     sock = socket.socket(fileno=RPC_FD)

@@ -112,6 +112,7 @@ class Supervisor:
         self._poller.register(self._exits_read, zmq.POLLIN)
         self._poll_rpc()
         self._sockets: dict[Channel, Any] = {}
+        self._monitors: list[Any] = []
         while True:
             self._turn()
 
@@ -127,6 +128,8 @@ class Supervisor:
         for channel, sock in list(self._sockets.items()):
             if sock in ready:
                 self._drain(channel, sock)
+        if any(monitor in ready for monitor in self._monitors):
+            self._hung_up()
         events = ready.get(self._rpc.fileno(), 0)
         if events & self._zmq.POLLOUT:
             self._flush_outbox()
@@ -293,7 +296,17 @@ class Supervisor:
             sock.connect(f"ipc://{self._endpoint()}-{number}")
             self._sockets[channel] = sock
             self._poller.register(sock, zmq.POLLIN)
+            self._monitors.append(sock.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+            self._poller.register(self._monitors[-1], zmq.POLLIN)
         self._context_in = False
+
+    def _hung_up(self) -> None:
+        """Replace a kernel that closed a channel, or broke it with a message too large: libzmq does not open it again."""
+        for monitor in self._monitors:
+            self._poller.unregister(monitor)
+            monitor.close()
+        self._monitors.clear()
+        self._signal(signal.SIGKILL)
 
     def _announce(self) -> None:
         if self._subscribed and self._context_in and not self._ready:
@@ -336,8 +349,10 @@ class Supervisor:
         """Tell the host, and clear away what the kernel left; the next one starts when all of it is gone."""
         kill_everyone()
         self._last_words()
+        self._hung_up()
         for sock in self._sockets.values():
             self._poller.unregister(sock)
+            sock.disable_monitor()
             sock.close()
         self._sockets.clear()
         if self._rpc.fileno() in self._poller:

@@ -15,7 +15,7 @@ from orchestrator.context import Context, ContextInfo
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.rlm.parse import ParsedReply
-from orchestrator.text import head_and_tail, json_text, one_line, printable
+from orchestrator.text import counted, head_and_tail, json_text, one_line, printable
 
 Name = Literal[
     "system", "rlm_query", "models", "first", "observation", "no_code", "last_turn", "direct_system", "direct"
@@ -118,12 +118,12 @@ def describe(info: ContextInfo) -> str:
     """Return the facts of a context in a few lines; what comes out of it stands as JSON and cannot pose as ours."""
     form = {
         "text": "one `str`",
-        "list": f"a `list` of {info.documents:,} documents, each a `str`",
-        "dict": f"a `dict` of {info.documents:,} documents, name to `str`",
+        "list": f"a `list` of {counted(info.documents, 'document')}, each a `str`",
+        "dict": f"a `dict` of {counted(info.documents, 'document')}, name to `str`",
     }[info.kind]
     lines = [
         f"- form: {form}",
-        f"- size: {info.characters:,} characters, {info.bytes:,} bytes as UTF-8, {info.lines:,} lines",
+        f"- size: {info.characters:,} characters, {info.bytes:,} bytes as UTF-8, {counted(info.lines, 'line')}",
     ]
     if info.kind != "text":
         sizes = f"shortest {info.smallest:,}, median {info.median:,}, longest {info.largest:,} characters"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -219,22 +220,53 @@ class Engine:
             finally:
                 events.close()
 
-    def wait(self, container: str, timeout_s: float) -> int:
-        """Wait until a container has exited; return its exit code."""
-        with _translated("wait for the container"):
-            return int(self._api.wait(container, timeout=math.ceil(timeout_s))["StatusCode"])
+    def end(self, container: str, timeout_s: float) -> None:
+        """Kill a container that removes itself when it exits, and wait until it is gone; one that is gone is fine.
 
-    def remove(self, container: str) -> None:
-        """Kill and remove a container; one that is gone, or on its way, is fine."""
+        A forced removal would do the same in one request, but races with the container's own: where its exit is just
+        being handled, Docker 20.10 keeps a record "Removal In Progress" for ever, of a container nobody can name any more.
+        So that is asked for only when the container does not go by itself, or never ran.
+        """
+        import docker.errors
+        import requests
+
+        with _translated("end the container"):
+            try:
+                self._api.kill(container)
+                self._api.wait(container, timeout=math.ceil(timeout_s), condition="removed")
+            except docker.errors.APIError as error:
+                # 404: gone. 409: not running, so either on its way or never started.
+                if error.status_code == HTTPStatus.CONFLICT:
+                    self._settle(container, timeout_s)
+                elif error.status_code != HTTPStatus.NOT_FOUND:
+                    raise
+            except requests.exceptions.Timeout:
+                self._remove(container)
+
+    def _settle(self, container: str, timeout_s: float) -> None:
+        """See a container off that does not run: wait for one that exited, remove one that never ran."""
+        import docker.errors
+        import requests
+
+        try:
+            if self._api.inspect_container(container)["State"]["Status"] == "created":
+                self._remove(container)
+            else:
+                self._api.wait(container, timeout=math.ceil(timeout_s), condition="removed")
+        except docker.errors.NotFound:
+            pass
+        except requests.exceptions.Timeout:
+            self._remove(container)
+
+    def _remove(self, container: str) -> None:
         import docker.errors
 
-        with _translated("remove the container"):
-            try:
-                self._api.remove_container(container, force=True, v=True)
-            except docker.errors.APIError as error:
-                # 404: gone. 409: another removal is in progress.
-                if error.status_code not in (404, 409):
-                    raise
+        try:
+            self._api.remove_container(container, force=True, v=True)
+        except docker.errors.APIError as error:
+            # 409: another removal is in progress.
+            if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                raise
 
     def containers(self, label: str) -> list[ContainerInfo]:
         """Return all containers, running or not, that carry ``label`` (``key`` or ``key=value``)."""
@@ -335,5 +367,5 @@ class Engine:
             try:
                 self._api.remove_image(image)
             except docker.errors.APIError as error:
-                if error.status_code not in (404, 409):
+                if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                     raise

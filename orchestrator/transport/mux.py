@@ -96,10 +96,10 @@ class Mux:
             except wire.WireError as error:
                 violation = str(error)
             finally:
-                self._listener.closed(violation)
                 # Before the tasks are waited for: one of them may be sending to a box that no longer reads.
                 with anyio.CancelScope(shield=True):
                     await self._stream.aclose()
+            self._listener.closed(violation)
             tasks.cancel_scope.cancel()
 
     async def send(self, kind: Kind, payload: bytes = b"") -> None:

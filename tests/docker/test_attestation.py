@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,7 +124,6 @@ async def test_a_network_is_noticed_from_both_sides(engine: Engine, weakened: An
         async with box(engine):
             pytest.fail("code could have run")
     assert "H1 no network: an empty namespace with loopback at most (seen from engine)" in caught.value.controls
-    assert any(Path("/sys/class/net").iterdir())
     assert "H1 no network: an empty namespace with loopback at most (seen from inside)" in caught.value.controls
 
 

@@ -6,13 +6,39 @@ import anyio
 import pytest
 
 from orchestrator.errors import SandboxGoneError
+from orchestrator.sandbox.container import END_TIMEOUT_S
 from orchestrator.sandbox.engine import Engine
-from tests.support.live import LADDER_S, POLICY, TIMEOUT, box, outcome, value
+from tests.support.live import POLICY, TIMEOUT, box, outcome, value
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
 SHORT = 0.5
 KEPT, LOST = False, True
+
+
+LEAVES_ITS_GROUP = """
+import os, signal, time
+for n in range(20):
+    if os.fork() == 0:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(1000)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+time.sleep(1000)
+"""
+MANY_THREADS = """
+import threading, time
+def fill(): return [bytearray(10 ** 7) for _ in range(10 ** 4)]
+for _ in range(8): threading.Thread(target=fill).start()
+time.sleep(1000)
+"""
+FILL_SCRATCH = """
+import os
+file = open("/tmp/full", "wb")
+try: file.write(b"x" * (1 << 30))
+except OSError: pass
+os._exit(0)
+"""
 
 
 class TestHangs:
@@ -33,11 +59,7 @@ class TestHangs:
             ("import itertools; max(itertools.repeat(1))", LOST),
             ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", LOST),
             ("import os; os.kill(0, 19)", LOST),
-            (
-                "import os, signal, time\nfor n in range(20):\n    if os.fork() == 0:\n        os.setsid()\n"
-                "        signal.signal(2, 1)\n        time.sleep(1000)\nsignal.signal(2, 1)\ntime.sleep(1000)",
-                LOST,
-            ),
+            (LEAVES_ITS_GROUP, LOST),
         ],
         ids=[
             "loop",
@@ -105,7 +127,7 @@ class TestDeaths:
         "code",
         [
             "x = [bytearray(10 ** 7) for _ in range(10 ** 4)]",
-            "import threading\nfor _ in range(8): threading.Thread(target=lambda: [bytearray(10 ** 7) for _ in range(10 ** 4)]).start()\nimport time; time.sleep(1000)",  # noqa: E501
+            MANY_THREADS,
             "x = 'x' * (1 << 40)\nx = bytearray(1 << 30)",
         ],
         ids=["many pieces", "many threads", "one piece"],
@@ -143,7 +165,7 @@ class TestDeaths:
 
                 tasks.start_soon(run)
                 await anyio.wait_all_tasks_blocked()
-                await anyio.to_thread.run_sync(engine.remove, opened.info.container)
+                await anyio.to_thread.run_sync(engine.end, opened.info.container, END_TIMEOUT_S)
             (result,) = results
             assert (result.status, result.state_lost, opened.gone) == ("died", True, True)
             assert result.elapsed_s < TIMEOUT / 2
@@ -174,10 +196,9 @@ os._exit(0)
             assert await value(opened, "import os; 'poison' in globals(), os.listdir('/tmp')") == (False, [])
 
     async def test_the_files_of_a_killed_cell_are_gone_and_its_room_is_free(self, engine: Engine) -> None:
-        fill = "f = open('/tmp/full', 'wb')\ntry:\n    f.write(b'x' * (1 << 30))\nexcept OSError: pass\nimport os; os._exit(0)"
         async with box(engine) as opened:
             for _ in range(2):
-                assert (await outcome(opened, fill, TIMEOUT)).status in ("died", "oom")
+                assert (await outcome(opened, FILL_SCRATCH, TIMEOUT)).status in ("died", "oom")
             half = POLICY.limits.tmp_mb << 19
             assert await value(opened, f"open('/tmp/half', 'wb').write(b'x' * {half})") == half
 

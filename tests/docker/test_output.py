@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Self
 
 import pytest
 
@@ -32,7 +33,7 @@ class Watch:
         grown: bytes it was above its beginning at most.
     """
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._before, self.grown, self._stop = resident(), 0, threading.Event()
         self._thread = threading.Thread(target=self._sample)
         self._thread.start()
@@ -166,15 +167,16 @@ Rich()
     @pytest.mark.parametrize(
         "code",
         [
-            "from IPython.display import publish_display_data as p; p({'text/html': 'x' * 100_000_000}); print('after')",
-            "from IPython.display import publish_display_data as p; p({'text/plain': 'x' * 90_000_000}); print('after')",
-            "class A:\n    def _repr_mimebundle_(self, **_): return {'text/html': 'x' * 90_000_000}\ndisplay(A()); print('after')",
+            "publish_display_data({'text/html': 'x' * 100_000_000})",
+            "publish_display_data({'text/plain': 'x' * 90_000_000})",
+            "class A:\n    def _repr_mimebundle_(self, **_): return {'text/html': 'x' * 90_000_000}\ndisplay(A())",
         ],
         ids=["html", "text", "bundle"],
     )
     async def test_a_huge_picture_does_not_lose_the_text_beside_it(self, engine: Engine, code: str) -> None:
         async with box(engine, "limits.memory_mb=1500") as opened:
-            result = await opened.execute(code, TIMEOUT)
+            imports = "from IPython.display import display, publish_display_data"
+            result = await opened.execute(f"{imports}\n{code}\nprint('after')", TIMEOUT)
             assert (result.status, result.stdout[-6:]) == ("ok", "after\n")
             assert (await opened.execute("print('next')")).stdout == "next\n"
 
@@ -190,7 +192,9 @@ Rich()
 
     async def test_payloads_of_the_kernel_stay_in_the_box(self, engine: Engine) -> None:
         async with box(engine) as opened:
-            result = await opened.execute("get_ipython().set_next_input('rm -rf /')\nget_ipython().payload_manager and 1")
+            result = await opened.execute(
+                "get_ipython().set_next_input('rm -rf /')\nget_ipython().payload_manager and 1"
+            )
             assert result.ok
             assert "rm -rf" not in str(result.to_dict())
 

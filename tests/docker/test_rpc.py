@@ -9,10 +9,9 @@ import anyio
 import pytest
 
 from orchestrator.errors import SandboxGoneError
-from orchestrator.kernel.result import ExecutionResult
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
-from tests.support.live import LADDER_S, POLICY, TIMEOUT, box, outcome, value
+from tests.support.live import POLICY, TIMEOUT, box, outcome, value
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
@@ -31,6 +30,17 @@ def call(method="llm_query", body=b"x", **head):
     return message(body, **{"id": os.urandom(16).hex(), "method": method, **head})
 def send(data):
     line.sendall(data)
+"""
+REASON = """
+def reason(prompt):
+    try: return llm_query(prompt)
+    except QueryRefused as error: return error.reason, error.limit
+"""
+KILLED_WHILE_CALLING = """
+import os, threading, time
+for _ in range(4): threading.Thread(target=llm_query, args=("hang" + "x" * 3_000_000,)).start()
+time.sleep(0.05)
+os._exit(0)
 """
 
 
@@ -127,14 +137,12 @@ answers == [str(n) for n in range(500)]
     async def test_a_prompt_beyond_the_limit_is_refused_in_the_box(self, engine: Engine) -> None:
         desk = Desk()
         async with box(engine, "limits.answer_mb=1", rpc=desk) as opened:
-            code = "try: llm_query('x' * (1 << 21))\nexcept QueryRefused as error: found = error.reason, error.limit\nfound"
-            assert await value(opened, code) == ("too_large", 1 << 20)
+            assert await value(opened, f"{REASON}\nreason('x' * (1 << 21))") == ("too_large", 1 << 20)
             assert not desk.calls
 
     async def test_without_a_handler_every_call_is_refused(self, engine: Engine) -> None:
         async with box(engine) as opened:
-            code = "try: llm_query('x')\nexcept QueryRefused as error: found = error.reason\nfound"
-            assert await value(opened, code) == "unavailable"
+            assert await value(opened, f"{REASON}\nreason('x')") == ("unavailable", None)
 
     async def test_a_fork_cannot_call(self, engine: Engine) -> None:
         desk = Desk()
@@ -215,9 +223,8 @@ threading.Timer(0.3, ended.set).start()
     async def test_a_kernel_killed_in_the_middle_of_a_call_leaves_none_under_way(self, engine: Engine) -> None:
         desk = Desk()
         async with box(engine, rpc=desk) as opened:
-            code = "import threading, os, time\nfor _ in range(4): threading.Thread(target=llm_query, args=('hang' + 'x' * 3_000_000,)).start()\ntime.sleep(0.05)\nos._exit(0)"  # noqa: E501
             for _ in range(3):
-                assert (await outcome(opened, code, TIMEOUT)).status == "died"
+                assert (await outcome(opened, KILLED_WHILE_CALLING, TIMEOUT)).status == "died"
             assert await value(opened, "llm_query('next')") == "next"
             assert desk.under_way == 0
 
@@ -310,5 +317,3 @@ class TestHostility:
             assert len(desk.calls) == WINDOW
             await value(opened, "1")
             assert desk.under_way == 0
-
-

@@ -35,7 +35,10 @@ class TestCells:
             ("import numpy, pandas\nint(pandas.DataFrame({'a': numpy.arange(4)})['a'].sum())", "6"),
             ("async def f():\n    return 5\nawait f()", "5"),
             ("x = !echo hi\nlist(x)", "['hi']"),
-            ("import multiprocessing as m\nwith m.get_context('fork').Pool(2) as p: r = p.map(abs, [-1, -2])\nr", "[1, 2]"),
+            (
+                "import multiprocessing as m\nwith m.get_context('fork').Pool(2) as p: r = p.map(abs, [-1, -2])\nr",
+                "[1, 2]",
+            ),
             ("import asyncio\nasync def f():\n    return await asyncio.to_thread(lambda: 7)\nawait f()", "7"),
             ("import sqlite3\nsqlite3.connect(':memory:').execute('select 1').fetchone()", "(1,)"),
             ("import tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'x')\n1", "1"),

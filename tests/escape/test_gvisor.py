@@ -204,12 +204,13 @@ stop.set()
 made
 """
         async with box(engine) as opened:
-            assert await value(opened, "1") == 1
             threads = await value(opened, code)
             assert 0 < threads < POLICY.limits.pids
-            forks = code.replace("threading.Thread(target=stop.wait, daemon=True).start()", FORK)
-            assert 0 < await value(opened, forks.replace("RuntimeError", "OSError")) < POLICY.limits.pids
-            assert await value(opened, "2") == 2
+            fork = "pid = os.fork(); pid or (stop.wait(5), os._exit(0))"
+            thread = "threading.Thread(target=stop.wait, daemon=True).start()"
+            forks = await value(opened, code.replace(thread, fork).replace("RuntimeError", "OSError"))
+            assert 0 < forks < POLICY.limits.pids
+            assert await value(opened, "made") == forks
 
     async def test_a_cell_that_writes_to_the_supervisors_stream_wins_nothing(self, engine: Engine) -> None:
         # Until 20251215 gVisor let it; what comes out then is a frame of no kind, and the box is burnt.
@@ -236,9 +237,6 @@ except OSError:
 """
         async with box(engine) as opened:
             assert (await outcome(opened, code, SHORT)).status in ("timeout", "protocol_error")
-
-
-FORK = "pid = os.fork(); pid or (stop.wait(5), os._exit(0))"
 
 
 class TestEnds:

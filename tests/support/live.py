@@ -101,7 +101,7 @@ async def ask(engine: Engine, code: str, *settings: str, weaken: Weaken | None =
         return await value(opened, ATTEMPT + code)
 
 
-async def outcome(opened: Sandbox, code: str, timeout: float) -> ExecutionResult:  # noqa: ASYNC109 - the cell's
+async def outcome(opened: Sandbox, code: str, timeout: float) -> ExecutionResult:
     """Run a cell and check that it ended within its bound."""
     result = await opened.execute(code, timeout)
     assert result.elapsed_s < timeout + LADDER_S

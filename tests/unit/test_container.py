@@ -60,8 +60,9 @@ class FakeEngine:
     def start(self, _container: str) -> None:
         self._step("start")
 
-    def remove(self, container: str) -> None:
-        self._step("remove")
+    def end(self, container: str, timeout_s: float) -> None:
+        assert timeout_s > 0
+        self._step("end")
         self.present.pop(container, None)
 
     def containers(self, label: str) -> list[ContainerInfo]:
@@ -136,7 +137,7 @@ class TestLife:
         fake.close()
 
     async def test_an_engine_that_refuses_the_removal_does_not_hide_the_result(self) -> None:
-        fake = FakeEngine(failing="remove")
+        fake = FakeEngine(failing="end")
         async with started(engine(fake), {}):
             pass
         assert fake.present
@@ -146,7 +147,7 @@ class TestLife:
     async def test_an_engine_that_hangs_at_the_removal_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(containers, "REMOVE_TIMEOUT_S", 0.05)
         let_go = threading.Event()
-        fake = FakeEngine(during=lambda step: step == "remove" and let_go.wait(BOUND))
+        fake = FakeEngine(during=lambda step: step == "end" and let_go.wait(BOUND))
         with anyio.fail_after(BOUND - 1):
             async with started(engine(fake), {}):
                 pass

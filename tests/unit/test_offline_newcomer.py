@@ -181,6 +181,15 @@ def test_a_text_that_is_no_table_has_no_columns() -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["amount,b\rc\n1,2\r3\n", 'amount,b\n1,2\n3,"4\n' + "5,6\n" * 60_000, 'amount,"b\n1', "amount,b\n\0,1\n"]
+)
+def test_a_broken_table_breaks_nothing(text: str) -> None:
+    assert ask("What is the sum of amount?", text)
+    assert ask("How many rows are there?", text)
+    assert answer(f"What is the sum of amount?\n\n{text}")
+
+
+@pytest.mark.parametrize(
     ("query", "expected"),
     [
         ("What is the first line?", "one two"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections.abc import Iterator
@@ -13,14 +14,20 @@ _SAMPLE = 5
 
 def read(text: str) -> tuple[list[str], Iterator[list[str]]] | None:
     """Return the names of the columns and the rows, or None if the text is no table."""
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = [line.replace("\r", " ") for line in text.split("\n") if line.strip()]
     for delimiter in _DELIMITERS:
         if len(lines) > 1 and delimiter in lines[0]:
-            head, *sample = csv.reader(lines[: _SAMPLE + 1], delimiter=delimiter)
+            head, *sample = [*_rows(lines[: _SAMPLE + 1], delimiter)] or [[""]]
             names = [name.strip() for name in head]
             if all(map(_HEADER.fullmatch, names)) and all(len(row) == len(names) for row in sample):
-                return names, csv.reader(lines[1:], delimiter=delimiter)
+                return names, _rows(lines[1:], delimiter)
     return None
+
+
+def _rows(lines: list[str], delimiter: str) -> Iterator[list[str]]:
+    # A quotation mark that is never closed makes one field of all that follows, and too long a field is an error.
+    with contextlib.suppress(csv.Error):
+        yield from csv.reader(lines, delimiter=delimiter)
 
 
 def column(name: str, text: str) -> list[str] | None:

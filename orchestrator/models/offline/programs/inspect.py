@@ -19,7 +19,7 @@ def many(number: int, one: str, more: str = "") -> str:
 
 def columns_of(text: str) -> tuple[list[str], str]:
     """Return the names of a table's columns and what stands between them; no names if the text is no table."""
-    lines = text[:HEAD_CHARS].split("\n")
+    lines = text[:HEAD_CHARS].replace("\r", " ").split("\n")
     head = [line for line in (lines if len(text) <= HEAD_CHARS else lines[:-1]) if line.strip()][:6]
     for delimiter in ",;\t|":
         if len(head) > 1 and delimiter in head[0]:

@@ -19,10 +19,12 @@ def plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name.lower()).removesuffix("s")
 
 
+csv.field_size_limit(2**31 - 1)  # a quotation mark that is never closed makes one field of all that follows
 numbers: list[Decimal] = []
 rows = skipped = 0
 for name, (columns, delimiter) in tables.items():
-    reader = csv.reader(io.StringIO(documents[name].lstrip("\n")), delimiter=delimiter or ",")
+    lines = io.StringIO(documents[name].replace("\r", " ").lstrip("\n"))
+    reader = csv.reader(lines, delimiter=delimiter or ",")
     records = [row for row in reader if row][1:] if columns else []
     rows += len(records)
     places = [place for place, column in enumerate(columns) if plain(column) == plain(COLUMN)]

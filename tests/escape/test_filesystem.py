@@ -1,0 +1,236 @@
+"""The host's files and the box's own: what can be read, written and run, and what could be with one control off."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import pytest
+
+from orchestrator import bundle
+from orchestrator.sandbox.engine import Engine
+from tests.support.live import POLICY, ask, box, value
+from tests.support.weakened import Config, Weaken, with_seccomp
+
+pytestmark = [pytest.mark.docker, pytest.mark.anyio]
+
+UNCONFINED = with_seccomp("unconfined")
+SCRATCH = "/tmp"  # noqa: S108 - the box's
+
+
+def scratch(old: str, new: str) -> Weaken:
+    def weaken(config: Config) -> None:
+        mounts = config["HostConfig"]["Tmpfs"]
+        assert old in mounts[SCRATCH]
+        mounts[SCRATCH] = mounts[SCRATCH].replace(old, new)
+
+    return weaken
+
+
+def with_a_writable_root(config: Config) -> None:
+    config["HostConfig"]["ReadonlyRootfs"] = False
+
+
+def with_a_dumpable_supervisor(config: Config) -> None:
+    program = (
+        "import sys; sys.path.insert(0, '/opt/box')\n"
+        "from sandbox_image import supervisor\n"
+        "supervisor.make_undumpable = lambda: None\n"
+        "supervisor.main()"
+    )
+    config["Entrypoint"] = ["/opt/box/python", "-I", "-B", "-u", "-c", program]
+
+
+class TestRoot:
+    async def test_nothing_of_the_image_can_be_written(self, engine: Engine) -> None:
+        code = """
+folders = ["/", "/etc", "/usr", "/bin", "/lib", "/opt", "/opt/box", "/opt/box/sandbox_image", "/work", "/root", "/home",
+           "/var", "/var/tmp", "/run", "/run/lock", "/dev", "/proc", "/sys", "/sys/fs/cgroup"]
+{folder: attempt(lambda: open(folder + "/x", "w").close()) for folder in folders}
+"""
+        found = await ask(engine, code)
+        assert set(found.values()) <= {"EROFS", "EACCES", "ENOENT"}
+        assert found["/var/tmp"] == "EROFS"  # noqa: S108 - open to all but for the flag
+        weak = await ask(engine, code, weaken=with_a_writable_root)
+        assert weak["/var/tmp"] == "done"  # noqa: S108
+
+    async def test_only_three_folders_in_memory_can_be_written(self, engine: Engine) -> None:
+        code = """
+found = set()
+for folder, folders, _ in os.walk("/"):
+    folders[:] = [name for name in folders if os.path.join(folder, name) not in ("/proc", "/sys")]
+    if attempt(lambda: open(folder + "/.x", "w").close()) == "done":
+        os.unlink(folder + "/.x")
+        found.add(folder)
+sorted(folder for folder in found if not folder.startswith("/run/box/"))
+"""
+        assert await ask(engine, code) == ["/dev/shm", "/run/box", SCRATCH]  # noqa: S108 - the box's
+
+    async def test_settings_of_the_kernel_and_the_cgroup_cannot_be_written(self, engine: Engine) -> None:
+        code = """
+import glob
+paths = ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory",
+         "/proc/sysrq-trigger", "/proc/1/oom_score_adj", "/sys/kernel/uevent_helper"]
+paths += glob.glob("/sys/fs/cgroup/**/memory.limit_in_bytes", recursive=True)
+for name in ("*.max", "cgroup.procs", "release_agent"):
+    paths += glob.glob("/sys/fs/cgroup/**/" + name, recursive=True)
+{path: attempt(lambda: open(path, "w").write("1")) for path in paths}
+"""
+        found = await ask(engine, code)
+        assert len(found) > 7
+        assert set(found.values()) <= {"EROFS", "EACCES", "ENOENT"}
+
+
+class TestHost:
+    async def test_a_file_of_the_host_is_nowhere(self, engine: Engine, tmp_path: Path) -> None:
+        canary = "canary" + secrets.token_hex(8)
+        (tmp_path / canary).write_text(canary, "ascii")
+        code = f"""
+name = {canary[:10]!r} + {canary[10:]!r}
+found = [folder for folder, _, names in os.walk("/") if name in names]
+found += [p for p in ({str(tmp_path)!r}, "/proc/1/root" + {str(tmp_path)!r}, "/host") if os.path.isdir(p)]
+found
+"""
+        assert await ask(engine, code) == []
+
+        def with_a_folder(config: Config) -> None:
+            config["HostConfig"]["Binds"] = [f"{tmp_path}:/host:ro"]
+
+        assert "/host" in await ask(engine, code, weaken=with_a_folder)
+
+    async def test_no_path_of_this_project_is_told(self, engine: Engine) -> None:
+        told = await ask(engine, "open('/proc/self/mountinfo').read() + open('/proc/cmdline').read()")
+        assert str(bundle.path(".").resolve()) not in told
+
+    async def test_there_is_no_device_and_none_can_be_made(self, engine: Engine) -> None:
+        devices = "sorted(n for n in os.listdir('/dev') if not os.path.islink('/dev/' + n))"
+        assert set(await ask(engine, devices)) <= {
+            *("full", "null", "random", "tty", "urandom", "zero", "console"),
+            *("mqueue", "pts", "shm", "ptmx"),
+        }
+        make = "attempt(lambda: os.mknod('/tmp/sda', 0o600 | 0o060000, os.makedev(8, 0)))"
+        assert await ask(engine, make) == "EPERM"
+
+    @pytest.mark.parametrize("call", ["os.chroot('/tmp')", "os.unshare(os.CLONE_NEWNS)", "os.setns(0)"])
+    async def test_the_root_cannot_be_changed(self, engine: Engine, call: str) -> None:
+        assert await ask(engine, f"attempt(lambda: {call})") == "EPERM"
+
+
+class TestScratch:
+    RUN = """
+import shutil
+def run(folder):
+    path = shutil.copy("/bin/true", folder + "/program")
+    os.chmod(path, 0o700)
+    return attempt(lambda: subprocess.run([path], check=True))
+"""
+
+    async def test_a_program_put_there_does_not_run(self, engine: Engine) -> None:
+        code = f"{self.RUN}\n[run(folder) for folder in ('/tmp', '/dev/shm', '/run/box')]"
+        assert await ask(engine, code) == ["EACCES"] * 3
+        weak = await ask(engine, code, weaken=scratch("noexec", "exec"))
+        assert weak == ["done", "EACCES", "EACCES"]
+
+    async def test_a_program_in_memory_does_not_run(self, engine: Engine) -> None:
+        code = """
+def run():
+    file = os.memfd_create("x")
+    os.write(file, open("/bin/true", "rb").read())
+    subprocess.run([f"/proc/self/fd/{file}"], check=True, pass_fds=[file])
+attempt(run)
+"""
+        assert await ask(engine, code) == "EPERM"
+        assert await ask(engine, code, weaken=UNCONFINED) == "done"
+
+    async def test_it_holds_what_the_policy_says_and_no_more(self, engine: Engine) -> None:
+        code = """
+written = 0
+def fill():
+    global written
+    with open("/tmp/full", "wb", buffering=0) as file:
+        while written < 64 << 20:
+            written += file.write(b"x" * (1 << 20))
+attempt(fill), written
+"""
+        assert await ask(engine, code) == ("ENOSPC", POLICY.limits.tmp_mb << 20)
+        assert await ask(engine, code, weaken=scratch("size=8m", "size=128m")) == ("done", 64 << 20)
+
+    async def test_it_holds_so_many_files_and_no_more(self, engine: Engine) -> None:
+        code = """
+made = 0
+def make():
+    global made
+    while made < 2000:
+        open(f"/tmp/{made}", "w").close()
+        made += 1
+attempt(make), made
+"""
+        said, made = await ask(engine, code)
+        assert said == "ENOSPC"
+        assert POLICY.limits.tmp_inodes - 10 < made < POLICY.limits.tmp_inodes
+        assert await ask(engine, code, weaken=scratch("nr_inodes=256", "nr_inodes=4096")) == ("done", 2000)
+
+    async def test_shared_memory_is_bounded_as_well(self, engine: Engine) -> None:
+        code = """
+def fill():
+    with open("/dev/shm/full", "wb", buffering=0) as file:
+        for _ in range(32): file.write(b"x" * (1 << 20))
+attempt(fill)
+"""
+        assert await ask(engine, code) == "ENOSPC"
+
+        def larger(config: Config) -> None:
+            config["HostConfig"]["ShmSize"] = 64 << 20
+
+        assert await ask(engine, code, weaken=larger) == "done"
+
+
+class TestSupervisor:
+    LOOK = """
+paths = ["mem", "environ", "maps", "fd/0", "fd/1", "exe", "cwd/x", "root/x", "auxv", "stack", "syscall", "io"]
+found = {path: attempt(lambda: open("/proc/1/" + path, "rb").close()) for path in paths}
+found | {"fd": attempt(lambda: os.listdir("/proc/1/fd"))}
+"""
+
+    async def test_its_memory_environment_and_descriptors_are_out_of_reach(self, engine: Engine) -> None:
+        found = await ask(engine, self.LOOK)
+        assert set(found.values()) == {"EACCES"}
+        weak = await ask(engine, self.LOOK, weaken=with_a_dumpable_supervisor)
+        assert {weak[path] for path in ("mem", "environ", "maps", "fd", "fd/1")} == {"done"}
+
+    async def test_its_stream_to_the_host_cannot_be_written_to(self, engine: Engine) -> None:
+        code = "attempt(lambda: os.close(os.open('/proc/1/fd/1', os.O_WRONLY)))"
+        assert await ask(engine, code) == "EACCES"
+        assert await ask(engine, code, weaken=with_a_dumpable_supervisor) == "done"
+
+    async def test_no_signal_from_inside_does_anything_to_it(self, engine: Engine) -> None:
+        async with box(engine) as opened:
+            code = """
+import os, signal
+sent = [number for number in signal.valid_signals() if not os.kill(1, number)]
+len(sent)
+"""
+            assert await value(opened, code) > 60
+            assert await value(opened, "1") == 1
+            assert (await opened.execute("os._exit(0)")).status == "died"
+            assert await value(opened, "2") == 2
+
+    async def test_its_limits_priority_and_processors_cannot_be_set(self, engine: Engine) -> None:
+        code = """
+import resource
+[attempt(what) for what in (
+    lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0)),
+    lambda: resource.prlimit(1, resource.RLIMIT_CPU, (0, 0)),
+    lambda: os.setpriority(os.PRIO_PROCESS, 1, 19),
+    lambda: os.sched_setaffinity(1, {0}),
+)]
+"""
+        assert await ask(engine, code) == ["EPERM"] * 4
+        assert "done" in await ask(engine, code.replace("(0, 0)", "(512, 512)"), weaken=UNCONFINED)
+
+    async def test_its_program_and_that_of_the_next_kernel_cannot_be_changed(self, engine: Engine) -> None:
+        code = """
+paths = ["/opt/box/sandbox_image/supervisor.py", "/opt/box/sandbox_image/startup.py", "/opt/box/python"]
+[attempt(lambda: open(path, "r+b").close()) for path in paths]
+"""
+        assert set(await ask(engine, code)) <= {"EROFS", "EACCES"}

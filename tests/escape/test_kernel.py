@@ -1,0 +1,246 @@
+"""What the box may ask of the kernel it shares with the host, and what a cell can forge of the kernel it owns."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.sandbox.engine import Engine
+from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
+from tests.support.live import OUTPUT, POLICY, TIMEOUT, ask, box, outcome, value
+from tests.support.weakened import Config, with_seccomp
+
+pytestmark = [pytest.mark.docker, pytest.mark.anyio]
+
+UNCONFINED = with_seccomp("unconfined")
+SHORT = 0.5
+STATUS = "dict(line.split(':\\t') for line in open('/proc/self/status').read().splitlines() if ':\\t' in line)"
+
+# By number on x86-64, with arguments that do no harm where they are accepted.
+CALLS = {
+    "ptrace": "syscall(101, 0, 0, 0, 0)",
+    "process_vm_readv": "syscall(310, os.getpid(), None, 0, None, 0, 0)",
+    "kcmp": "syscall(312, os.getpid(), os.getpid(), 0, 0, 0)",
+    "personality": "syscall(135, 0x0040000)",
+    "memfd_create": "syscall(319, b'x', 0)",
+    "splice": "syscall(275, os.pipe()[0], None, os.pipe()[1], None, 0, 0)",
+    "tee": "syscall(276, os.pipe()[0], os.pipe()[1], 0, 0)",
+    "vmsplice": "syscall(278, os.pipe()[1], None, 0, 0)",
+    "sendfile": "syscall(40, os.open('/tmp/x', os.O_RDWR | os.O_CREAT), os.open('/etc/passwd', 0), None, 10)",
+    "pidfd_open": "syscall(434, os.getpid(), 0)",
+    "name_to_handle_at": "syscall(303, -100, b'/', ctypes.create_string_buffer(200), ctypes.create_string_buffer(8), 0)",
+    "shmget": "syscall(29, 0, 4096, 0o1600)",
+    "msgget": "syscall(68, 0, 0o1600)",
+    "sync": "syscall(162)",
+    "mlockall": "syscall(151, 0)",
+    "inotify_init": "syscall(253)",
+    "landlock": "syscall(444, None, 0, 1)",
+    "sched_setscheduler": "syscall(144, 0, 3, ctypes.byref(ctypes.c_int(0)))",
+    "prctl": "libc.prctl(29, 50000, 0, 0, 0)",
+}
+# Refused by the kernel as well, to a process without capabilities: two bars, of which a twin could take one away.
+REFUSED_TWICE = {
+    "mount": "syscall(165, b'/', b'/tmp', None, 4096, None)",
+    "umount": "syscall(166, b'/tmp', 2)",
+    "pivot_root": "syscall(155, b'/', b'/')",
+    "fsopen": "syscall(430, b'tmpfs', 0)",
+    "bpf": "syscall(321, 0, None, 0)",
+    "init_module": "syscall(175, None, 0, b'')",
+    "kexec_load": "syscall(246, 0, 0, None, 0)",
+    "reboot": "syscall(169, 0, 0, 0, None)",
+    "swapon": "syscall(167, b'/x', 0)",
+    "acct": "syscall(163, None)",
+    "syslog": "syscall(103, 3, None, 0)",
+    "open_by_handle_at": "syscall(304, -100, None, 0)",
+    "perf_event_open": "syscall(298, None, 0, -1, -1, 0)",
+    "userfaultfd": "syscall(323, 0)",
+    "io_uring_setup": "syscall(425, 1, None)",
+    "add_key": "syscall(248, b'user', b'x', b'y', 1, -3)",
+    "keyctl": "syscall(250, 0, -3, 0)",
+    "execveat": "syscall(322, -100, b'/bin/true', None, None, 0)",
+    "iopl": "syscall(172, 3)",
+    "setuid": "syscall(105, 0)",
+    "setgroups": "syscall(116, 1, ctypes.byref(ctypes.c_int(0)))",
+    "capset": "syscall(126, None, None)",
+}
+TOLD = """
+def told(what):
+    ctypes.set_errno(0)
+    said = what()
+    return said if isinstance(said, str) else errno.errorcode.get(ctypes.get_errno(), "done")
+"""
+
+
+class TestCalls:
+    async def test_every_dangerous_one_is_refused_by_the_filter(self, engine: Engine) -> None:
+        calls = ", ".join(f"{name!r}: lambda: {call}" for name, call in (CALLS | REFUSED_TWICE).items())
+        code = f"{TOLD}\n{{name: told(what) for name, what in {{{calls}}}.items()}}"
+        found = await ask(engine, code)
+        assert {name for name, said in found.items() if said != "EPERM"} == set()
+        harmless = ", ".join(f"{name!r}: lambda: {call}" for name, call in CALLS.items())
+        weak = await ask(engine, code.replace(calls, harmless), weaken=UNCONFINED)
+        assert {name for name, said in weak.items() if said == "EPERM"} == set()
+
+    async def test_new_namespaces_cannot_be_made_by_either_clone(self, engine: Engine) -> None:
+        code = """
+flags = {"user": 0x10000000, "mount": 0x20000, "pid": 0x20000000, "net": 0x40000000, "ipc": 0x8000000, "uts": 0x4000000}
+{name: (syscall(56, flag | 17, None, None, None, None), syscall(272, flag)) for name, flag in flags.items()}
+"""
+        assert set((await ask(engine, code)).values()) == {("EPERM", "EPERM")}
+        assert await ask(engine, "syscall(435, ctypes.create_string_buffer(88), 88)") == "ENOSYS"
+
+    async def test_a_terminal_cannot_be_typed_into(self, engine: Engine) -> None:
+        code = """
+import fcntl
+[attempt(lambda: fcntl.ioctl(descriptor, request, b"x")) for descriptor in (0, 1) for request in (0x5412, 0x541C, 0x540E)]
+"""
+        assert set(await ask(engine, code)) == {"EPERM"}
+        assert set(await ask(engine, code, weaken=UNCONFINED)) == {"ENOTTY"}
+
+
+class TestPrivileges:
+    async def test_no_capability_is_in_any_set(self, engine: Engine) -> None:
+        code = (
+            f"status = {STATUS}\n[int(status[name], 16) for name in ('CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb')]"
+        )
+        assert await ask(engine, code) == [0] * 5
+
+        def with_capabilities(config: Config) -> None:
+            config["HostConfig"]["CapDrop"] = []
+
+        assert (await ask(engine, code, weaken=with_capabilities))[3] > 0
+
+    async def test_no_program_gives_new_privileges(self, engine: Engine) -> None:
+        code = f"({STATUS})['NoNewPrivs']"
+        assert await ask(engine, code) == "1"
+
+        def with_new_privileges(config: Config) -> None:
+            config["HostConfig"]["SecurityOpt"] = ["seccomp=unconfined"]
+
+        assert await ask(engine, code, weaken=with_new_privileges) == "0"
+
+    async def test_no_file_is_set_to_run_as_another_user(self, engine: Engine) -> None:
+        code = "subprocess.run('find / -xdev -perm /6000 -type f', shell=True, capture_output=True).stdout"
+        assert await ask(engine, code) == b""
+
+    async def test_the_user_is_nobody_of_the_host_and_stays_it(self, engine: Engine) -> None:
+        user, group = map(int, POLICY.sandbox.user.split(":"))
+        code = "os.getresuid(), os.getresgid(), [attempt(lambda: to(0)) for to in (os.setuid, os.setgid, os.seteuid)]"
+        assert await ask(engine, code) == ((user,) * 3, (group,) * 3, ["EPERM"] * 3)
+
+
+class Desk:
+    """Notes what is asked of it, and answers only while a cell is open."""
+
+    def __init__(self) -> None:
+        self.answered: list[RpcCall] = []
+        self.refused: list[RpcCall] = []
+
+    async def __call__(self, call: RpcCall) -> RpcReply:
+        if call.cell is None:
+            self.refused.append(call)
+            raise RpcRefusal("no_open_cell", "no cell is open")
+        self.answered.append(call)
+        return RpcReply({}, call.body)
+
+
+FORGE = """
+import threading, time
+from ipykernel.kernelapp import IPKernelApp
+app = IPKernelApp.instance()
+kernel, session = app.kernel, app.kernel.session
+parent = kernel.get_parent("shell")
+ident = kernel._shell_parent_ident.get() if hasattr(kernel._shell_parent_ident, "get") else kernel._shell_parent_ident
+def publish(kind, content, parent=parent):
+    session.send(app.iopub_thread, kind, content, parent=parent, ident=kind.encode())
+def on_its_thread(send):
+    sent = threading.Event()
+    kernel.shell_stream.io_loop.add_callback(lambda: (send(), kernel.shell_stream.flush(), sent.set()))
+    sent.wait(5)
+def reply(**content):
+    content = {"status": "ok", **content}
+    on_its_thread(lambda: session.send(kernel.shell_stream, "execute_reply", content, parent, ident=ident))
+"""
+
+
+class TestForgery:
+    async def test_a_forged_reply_ends_the_cell_on_the_host_and_gains_nothing_after_it(self, engine: Engine) -> None:
+        desk = Desk()
+        attack = """
+publish("status", {"execution_state": "idle"})
+reply(payload=[{"source": "set_next_input", "text": "evil"}])
+time.sleep(0.3)
+print("after the end")
+try: llm_query("after the end")
+except QueryRefused as error: reason = error.reason
+while True: pass
+"""
+        async with box(engine, rpc=desk) as opened:
+            forged = await outcome(opened, FORGE + attack, TIMEOUT)
+            assert forged.ok
+            assert forged.elapsed_s < TIMEOUT / 2
+            assert "evil" not in str(forged)
+            following = await outcome(opened, "'ran'", 2)
+            assert "after the end" not in following.stdout
+            assert following.status == "timeout"
+            assert await value(opened, "1") == 1
+            assert not [call for call in desk.answered if call.cell == 1]
+
+    async def test_two_replies_are_one(self, engine: Engine) -> None:
+        async with box(engine) as opened:
+            attack = "reply(); reply(status='error', ename='E', evalue='', traceback=[])\nprint('x')"
+            assert (await outcome(opened, FORGE + attack, TIMEOUT)).ok
+            assert (await opened.execute("print('next')")).stdout == "next\n"
+
+    @pytest.mark.parametrize(
+        "attack",
+        [
+            "reply(status=7)",
+            "reply(status='error')",
+            "reply(execution_count=[['x'] * 100000])",
+            "publish('stream', [1, 2])",
+            "publish('stream', {'name': 'stdin', 'text': 'x'})",
+            "publish('execute_result', {'data': 'x'})",
+            "publish('error', {'ename': 1})",
+            "publish('input_request', {'prompt': 'password', 'password': True})",
+            "publish('comm_open', {'comm_id': 'x', 'data': {}})",
+            "publish('clear_output', {'wait': False})",
+            "publish('stream', {'name': 'stdout', 'text': 'x'}, parent={})",
+            "app.iopub_thread.send_multipart([])",
+            "app.iopub_thread.send_multipart([b'x'] * 1000)",
+            "app.iopub_thread.send_multipart([b'<IDS|MSG>', b'', b'[' * 10000, b'{}', b'{}', b'{}'])",
+            "app.iopub_thread.send_multipart([b'<IDS|MSG>', b'', b'\\xff', b'{}', b'{}', b'{}'])",
+            "on_its_thread(lambda: kernel.shell_stream.send_multipart([*ident, b'junk']))",
+            "publish('stream', {'name': 'stdout', 'text': 'x', 'big': 10 ** 1000})",
+        ],
+        ids=[str(number) for number in range(17)],
+    )
+    async def test_a_forged_message_does_not_get_past_the_supervisor(self, engine: Engine, attack: str) -> None:
+        async with box(engine) as opened:
+            result = await outcome(opened, f"{FORGE}\n{attack}\nNone", TIMEOUT)
+            assert result.status in ("ok", "error")
+            assert not opened.gone
+            assert len(result.stdout) <= OUTPUT
+            assert "password" not in result.stdout
+            assert (await opened.execute("print('next')")).stdout == "next\n"
+
+    @pytest.mark.parametrize("attack", ["app.iopub_thread.send_multipart([b'x' * 50_000_000])", "app.iopub_thread.socket.close(0)"])
+    async def test_a_channel_that_was_broken_costs_the_kernel_its_life_and_no_later_cell_its_output(
+        self, engine: Engine, attack: str
+    ) -> None:
+        async with box(engine) as opened:
+            result = await outcome(opened, f"{FORGE}\n{attack}\ntime.sleep(1000)", TIMEOUT)
+            assert (result.status, result.state_lost) == ("died", True)
+            assert (await opened.execute("print('next')")).stdout == "next\n"
+
+    async def test_the_key_of_the_session_is_worth_nothing(self, engine: Engine) -> None:
+        async with box(engine) as opened:
+            assert await value(opened, f"{FORGE}\nsession.key") == b""
+
+    async def test_a_replaced_api_harms_its_own_cell_alone(self, engine: Engine) -> None:
+        desk = Desk()
+        async with box(engine, rpc=desk) as opened:
+            code = "llm_query = lambda *_: 'forged'\nimport sandbox_image.guest_api as g\ng.Connection.call = None\nllm_query('x')"
+            assert await value(opened, code) == "forged"
+            assert not desk.answered
+            await opened.execute("os = __import__('os'); os._exit(0)")
+            assert await value(opened, "llm_query('true')") == "true"
