@@ -17,8 +17,8 @@ def kill_everyone() -> None:
 def end_others(kernel: int) -> None:
     """Kill every process but this one and ``kernel``: what a cell leaves behind must not meet the next one.
 
-    They are stopped first, so that none forks while the others are being killed. The number of rounds is bounded by that
-    of processes: each finds one more that an earlier round did not, or is the last.
+    They are stopped first, so that none forks while others are being killed. The number of rounds is bounded by that of
+    processes: each finds one more that an earlier round did not, or is the last.
     """
     _must_be_init()
     stopped: set[int] = set()

@@ -301,7 +301,9 @@ class Supervisor:
         self._context_in = False
 
     def _hung_up(self) -> None:
-        """Replace a kernel that closed a channel, or broke it with a message too large: libzmq does not open it again."""
+        """Replace a kernel that closed a channel, or broke it with too large a message: libzmq opens it no more."""
+        for sock in self._sockets.values():
+            sock.disable_monitor()  # first: libzmq's own thread waits for ever to tell a monitor that has been closed
         for monitor in self._monitors:
             self._poller.unregister(monitor)
             monitor.close()
@@ -352,7 +354,6 @@ class Supervisor:
         self._hung_up()
         for sock in self._sockets.values():
             self._poller.unregister(sock)
-            sock.disable_monitor()
             sock.close()
         self._sockets.clear()
         if self._rpc.fileno() in self._poller:

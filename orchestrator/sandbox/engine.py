@@ -224,7 +224,7 @@ class Engine:
         """Kill a container that removes itself when it exits, and wait until it is gone; one that is gone is fine.
 
         A forced removal would do the same in one request, but races with the container's own: where its exit is just
-        being handled, Docker 20.10 keeps a record "Removal In Progress" for ever, of a container nobody can name any more.
+        being handled, Docker 20.10 keeps a record "Removal In Progress" for ever, of a container that is not there.
         So that is asked for only when the container does not go by itself, or never ran.
         """
         import docker.errors

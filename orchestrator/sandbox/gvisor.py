@@ -25,6 +25,8 @@ _VERSION = re.compile(r"Linux version (4\.4\.0 #1 SMP Sun Jan 10 15:06:54 PST 20
 # to one for each of its own threads. The limit of the box is RLIMIT_NPROC, which gVisor keeps; this one is behind it.
 HOST_TASKS = 16
 ENOSYS = 38
+# Names of calls, and what they are called in releases of 2022.
+_OTHER_NAMES = {"pselect6": "pselect"}
 # What gVisor calls the stream's pipes, which it was handed by the host.
 STREAM = ("0 host:[", "1 host:[", "2 host:[")
 
@@ -98,9 +100,11 @@ def seccomp(profile: str) -> str:
 
     It knows no error number but EPERM (``runsc/specutils/seccomp``), and C libraries fall back from ``clone3`` only on
     ENOSYS. That is what a call answers that is left to a tracer when there is none; ptrace is not allowed in the box.
+    Some calls have another name in its table (``pkg/sentry/syscalls/linux``); names it does not know, it passes over.
     """
     rules = json.loads(profile)
     for rule in rules.get("syscalls", ()):
+        rule["names"] += [_OTHER_NAMES[name] for name in rule["names"] if name in _OTHER_NAMES]
         if rule["action"] == "SCMP_ACT_ERRNO" and rule.get("errnoRet") == ENOSYS:
             del rule["errnoRet"]
             rule["action"] = "SCMP_ACT_TRACE"

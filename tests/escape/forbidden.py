@@ -218,21 +218,20 @@ OTHERS = [
         setregid="os.setregid(0, 0)",
     ),
 ]
+_PAIR = "import socket; a, b = socket.socketpair()\n"
 _FILTER_PROGRAM = "code = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0xFFFF))\n"
 SOCKETS = [
     *_filter(
-        message__out__of__band="import socket; a, b = socket.socketpair(); a.send(b'x', socket.MSG_OOB)",
-        message__out__of__band__by__sendmsg="import socket; a, b = socket.socketpair(); a.sendmsg([b'x'], [], socket.MSG_OOB)",
-        receiving__out__of__band="import socket; a, b = socket.socketpair(); b.recv(1, socket.MSG_OOB | socket.MSG_DONTWAIT)",
-        receiving__out__of__band__by__recvmsg=(
-            "import socket; a, b = socket.socketpair(); b.recvmsg(1, 0, socket.MSG_OOB | socket.MSG_DONTWAIT)"
-        ),
-        sendmmsg="import socket; a, b = socket.socketpair(); invoke('sendmmsg', a.fileno(), bytes(64), 1, 0)",
-        recvmmsg="import socket; a, b = socket.socketpair(); invoke('recvmmsg', a.fileno(), bytes(64), 0, 0x40, 0)",
+        message__out__of__band=_PAIR + "a.send(b'x', socket.MSG_OOB)",
+        message__out__of__band__by__sendmsg=_PAIR + "a.sendmsg([b'x'], [], socket.MSG_OOB)",
+        receiving__out__of__band=_PAIR + "b.recv(1, socket.MSG_OOB | socket.MSG_DONTWAIT)",
+        receiving__out__of__band__by__recvmsg=(_PAIR + "b.recvmsg(1, 0, socket.MSG_OOB | socket.MSG_DONTWAIT)"),
+        sendmmsg=_PAIR + "invoke('sendmmsg', a.fileno(), bytes(64), 1, 0)",
+        recvmmsg=_PAIR + "invoke('recvmmsg', a.fileno(), bytes(64), 0, 0x40, 0)",
         setsockopt__SO_ATTACH_FILTER=_FILTER_PROGRAM
-        + "import socket; a, b = socket.socketpair()\n"
+        + _PAIR
         + "a.setsockopt(1, 26, struct.pack('H6xQ', 1, ctypes.addressof(code)))",
-        ioctl__SIOCGIFCONF="import socket; a, b = socket.socketpair(); invoke('ioctl', a.fileno(), 0x8912, bytearray(16))",
+        ioctl__SIOCGIFCONF=_PAIR + "invoke('ioctl', a.fileno(), 0x8912, bytearray(16))",
     ),
 ]
 KERNEL = [

@@ -51,7 +51,11 @@ def invoke(name: str, *arguments: Argument) -> int:
     Raises:
         OSError: it was refused, or failed.
     """
-    buffers = [ctypes.create_string_buffer(bytes(given), len(given)) for given in arguments if isinstance(given, (bytes, bytearray))]
+    buffers = [
+        ctypes.create_string_buffer(bytes(given), len(given))
+        for given in arguments
+        if isinstance(given, (bytes, bytearray))
+    ]
     waiting = iter(buffers)
     words = [
         ctypes.addressof(next(waiting)) if isinstance(given, (bytes, bytearray)) else given or 0 for given in arguments
@@ -102,7 +106,7 @@ def _ask_all(questions: list[list[int]], tell: Callable[[str], None]) -> None:
 
 
 def _listen() -> None:
-    """Install the filter: of a call whose sixth argument is its number and the mark, ask a listener; allow the others."""
+    """Install the filter: a listener is asked about a call whose sixth argument is its number plus the mark."""
     ask_listener, allow = 0x7FC00000, 0x7FFF0000
     program = (
         (0x20, 0, 0, 0),  # load the number
@@ -135,7 +139,7 @@ def attempt(code: str) -> str:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(PATIENCE_S)
         try:
-            exec(compile(code, "attempt", "exec"), dict(globals()))
+            exec(compile(code, "attempt", "exec"), dict(globals()))  # noqa: S102 - a cell is a place for it
         except OSError as error:
             tell(name_of(error.errno or 0))
         else:
@@ -191,8 +195,8 @@ def in_child(work: Callable[[Callable[[str], None]], object]) -> list[str]:
         signal.set_wakeup_fd(-1)
         os.close(reader)
         try:
-            work(lambda line: os.write(writer, line.encode() + b"\n"))
-        except BaseException as error:
+            work(partial(_say, writer))
+        except BaseException as error:  # noqa: BLE001 - a fork must not go on as its parent would
             os.write(writer, f"{type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(0)
@@ -203,6 +207,10 @@ def in_child(work: Callable[[Callable[[str], None]], object]) -> list[str]:
     if os.WIFSIGNALED(status):
         lines.append(signal.Signals(os.WTERMSIG(status)).name)
     return lines
+
+
+def _say(writer: int, line: str) -> None:
+    os.write(writer, line.encode() + b"\n")
 
 
 def int80(number: int, *arguments: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import operator
@@ -33,6 +34,7 @@ def rules() -> list[Rule]:
     return found
 
 
+@functools.cache
 def _profile() -> Rule:
     profile: Rule = json.loads(bundle.path("policies/seccomp.json").read_text(encoding="utf-8"))
     return profile

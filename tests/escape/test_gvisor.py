@@ -321,7 +321,7 @@ def _wait_until_removed(engine: Engine, name: str) -> None:
     import docker.errors
 
     try:
-        engine._api.wait(name, timeout=GONE_S, condition="removed")
+        engine._api.wait(name, timeout=int(GONE_S), condition="removed")
     except docker.errors.NotFound:
         return
 

@@ -27,7 +27,7 @@ CALLS = {
     "vmsplice": "syscall(278, os.pipe()[1], None, 0, 0)",
     "sendfile": "syscall(40, os.open('/tmp/x', os.O_RDWR | os.O_CREAT), os.open('/etc/passwd', 0), None, 10)",
     "pidfd_open": "syscall(434, os.getpid(), 0)",
-    "name_to_handle_at": "syscall(303, -100, b'/', ctypes.create_string_buffer(200), ctypes.create_string_buffer(8), 0)",
+    "name_to_handle_at": "syscall(303, -100, b'/', ctypes.create_string_buffer(99), ctypes.create_string_buffer(8), 0)",
     "shmget": "syscall(29, 0, 4096, 0o1600)",
     "msgget": "syscall(68, 0, 0o1600)",
     "sync": "syscall(162)",
@@ -91,7 +91,8 @@ flags = {"user": 0x10000000, "mount": 0x20000, "pid": 0x20000000, "net": 0x40000
     async def test_a_terminal_cannot_be_typed_into(self, engine: Engine) -> None:
         code = """
 import fcntl
-[attempt(lambda: fcntl.ioctl(descriptor, request, b"x")) for descriptor in (0, 1) for request in (0x5412, 0x541C, 0x540E)]
+requests = (0x5412, 0x541C, 0x540E)
+[attempt(lambda: fcntl.ioctl(descriptor, request, b"x")) for descriptor in (0, 1) for request in requests]
 """
         assert set(await ask(engine, code)) == {"EPERM"}
         assert set(await ask(engine, code, weaken=UNCONFINED)) == {"ENOTTY"}
@@ -223,7 +224,9 @@ while True: pass
             assert "password" not in result.stdout
             assert (await opened.execute("print('next')")).stdout == "next\n"
 
-    @pytest.mark.parametrize("attack", ["app.iopub_thread.send_multipart([b'x' * 50_000_000])", "app.iopub_thread.socket.close(0)"])
+    @pytest.mark.parametrize(
+        "attack", ["app.iopub_thread.send_multipart([b'x' * 50_000_000])", "app.iopub_thread.socket.close(0)"]
+    )
     async def test_a_channel_that_was_broken_costs_the_kernel_its_life_and_no_later_cell_its_output(
         self, engine: Engine, attack: str
     ) -> None:
@@ -239,7 +242,10 @@ while True: pass
     async def test_a_replaced_api_harms_its_own_cell_alone(self, engine: Engine) -> None:
         desk = Desk()
         async with box(engine, rpc=desk) as opened:
-            code = "llm_query = lambda *_: 'forged'\nimport sandbox_image.guest_api as g\ng.Connection.call = None\nllm_query('x')"
+            code = (
+                "llm_query = lambda *_: 'forged'\n"
+                "import sandbox_image.guest_api as g\ng.Connection.call = None\nllm_query('x')"
+            )
             assert await value(opened, code) == "forged"
             assert not desk.answered
             await opened.execute("os = __import__('os'); os._exit(0)")

@@ -12,7 +12,7 @@ def predicted() -> Answers:
     by_number = {number: name for name, number in sweep.numbers().items()}
     return Answers(
         calls={number: profile.verdict(by_number.get(number), []) for number in range(sweep.LAST + 1)},
-        x32=dict.fromkeys(sweep.x32_numbers(), "SIGSYS"),
+        x32=dict.fromkeys(sweep.X32_NUMBERS, "SIGSYS"),
         sections=sweep.grouped([profile.verdict(name, arguments) for name, arguments in sweep.questions()]),
         foreign={call[0]: "SIGSYS" for call in names.FOREIGN},
     )

@@ -152,7 +152,8 @@ said, len(opened)
     async def test_the_limit_cannot_be_raised(self, engine: Engine) -> None:
         code = """
 import resource
-resource.getrlimit(resource.RLIMIT_NOFILE), attempt(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 20, 1 << 20)))
+more = (1 << 20, 1 << 20)
+resource.getrlimit(resource.RLIMIT_NOFILE), attempt(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, more))
 """
         assert await ask(engine, code) == ((LIMITS.open_files,) * 2, "ValueError")
 

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from orchestrator.interpreter import Sandbox
-from orchestrator.policy import Policy
 from orchestrator.sandbox.engine import Engine
 from tests.escape.workloads import WORKLOADS
+from tests.support import policies
 
 pytestmark = pytest.mark.docker
 
-POLICY = Policy().override(["limits.memory_mb=1024", "limits.context_mb=8", "limits.cell_timeout_s=60.0"])
+POLICY = policies.base().override(["limits.memory_mb=1024", "limits.context_mb=8", "limits.cell_timeout_s=60.0"])
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ Weaken = Callable[[Config], object]
 
 @asynccontextmanager
 async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]:
-    """Start a box as :meth:`Sandbox.open` does, but for two things: ``weaken`` changes its settings, and nothing is verified.
+    """Start a box as :meth:`Sandbox.open` does, but ``weaken`` changes its settings and nothing is verified.
 
     Args:
         policy: what the box may use.

@@ -50,8 +50,8 @@ def test_errors_with_facts_name_them() -> None:
 
 def raise_from_a_history(error: Exception, *, as_cause: bool) -> None:
     try:
-        raise KeyError("before")
-    except KeyError as before:
+        int("before")
+    except ValueError as before:
         if as_cause:
             raise error from before
         raise error  # noqa: B904 - its history is the point

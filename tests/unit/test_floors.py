@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ CURRENT = EngineInfo(
 )
 
 
-def cves(**versions: str) -> list[str]:
+def cves(**versions: Any) -> list[str]:
     return [finding.floor.cve for finding in floors.check(replace(CURRENT, **versions))]
 
 
