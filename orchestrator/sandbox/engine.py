@@ -221,42 +221,36 @@ class Engine:
                 events.close()
 
     def end(self, container: str, timeout_s: float) -> None:
-        """Kill a container that removes itself when it exits, and wait until it is gone; one that is gone is fine.
+        """See a container off that removes itself when it exits, and kill it if it stays; one that is gone is fine.
 
-        A forced removal would do the same in one request, but races with the container's own: where its exit is just
-        being handled, Docker 20.10 keeps a record "Removal In Progress" for ever, of a container that is not there.
-        So that is asked for only when the container does not go by itself, or never ran.
+        A box exits by itself once its stream is closed. To kill or remove it at that moment races with the engine's own
+        handling of the exit, after which Docker 20.10 keeps a record "Removal In Progress" for ever, of a container
+        that is not there. So it is killed only when it is still there after a third of the time.
         """
         import docker.errors
-        import requests
 
         with _translated("end the container"):
             try:
-                self._api.kill(container)
-                self._api.wait(container, timeout=math.ceil(timeout_s), condition="removed")
+                if self._api.inspect_container(container)["State"]["Status"] == "created":
+                    self._remove(container)
+                    return
+                if not self._gone_within(container, timeout_s / 3):
+                    self._api.kill(container)
+                    if not self._gone_within(container, timeout_s / 3):
+                        self._remove(container)
             except docker.errors.APIError as error:
-                # 404: gone. 409: not running, so either on its way or never started.
-                if error.status_code == HTTPStatus.CONFLICT:
-                    self._settle(container, timeout_s)
-                elif error.status_code != HTTPStatus.NOT_FOUND:
+                # 404: gone. 409: it exited while it was to be killed.
+                if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                     raise
-            except requests.exceptions.Timeout:
-                self._remove(container)
 
-    def _settle(self, container: str, timeout_s: float) -> None:
-        """See a container off that does not run: wait for one that exited, remove one that never ran."""
-        import docker.errors
+    def _gone_within(self, container: str, timeout_s: float) -> bool:
         import requests
 
         try:
-            if self._api.inspect_container(container)["State"]["Status"] == "created":
-                self._remove(container)
-            else:
-                self._api.wait(container, timeout=math.ceil(timeout_s), condition="removed")
-        except docker.errors.NotFound:
-            pass
+            self._api.wait(container, timeout=math.ceil(timeout_s), condition="removed")
         except requests.exceptions.Timeout:
-            self._remove(container)
+            return False
+        return True
 
     def _remove(self, container: str) -> None:
         import docker.errors

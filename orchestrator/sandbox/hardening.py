@@ -83,6 +83,15 @@ def host_tasks(policy: Policy) -> int:
     return policy.limits.pids * (gvisor.HOST_TASKS if gvisor.asked_for(policy.sandbox.runtime) else 1)
 
 
+def _tmpfs(policy: Policy) -> dict[str, str]:
+    uid, gid = policy.sandbox.user.split(":")
+    limits, options = policy.limits, f"rw,noexec,nosuid,nodev,uid={uid},gid={gid}"
+    return {
+        SCRATCH: f"{options},size={limits.tmp_mb}m,nr_inodes={limits.tmp_inodes},mode=700",
+        RUN_DIR: f"{options},size={limits.context_mb + RUN_DIR_SLACK_MB}m,nr_inodes={RUN_DIR_INODES},mode=700",
+    }
+
+
 def _ulimits(policy: Policy) -> list[Record]:
     files = policy.limits.open_files
     limits = {"nofile": files, "core": 0, "memlock": 65536, "msgqueue": 0}
@@ -101,8 +110,6 @@ def container_config(policy: Policy, image: str, seccomp: str, labels: dict[str,
         labels: who owns the container and until when.
     """
     limits = policy.limits
-    uid, gid = policy.sandbox.user.split(":")
-    scratch = f"rw,noexec,nosuid,nodev,uid={uid},gid={gid}"
     memory = limits.memory_mb * MIB
     return {
         "Image": image,
@@ -144,10 +151,7 @@ def container_config(policy: Policy, image: str, seccomp: str, labels: dict[str,
             "CpuPeriod": CPU_PERIOD_US,
             "CpuQuota": math.ceil(limits.cpus * CPU_PERIOD_US),
             "Ulimits": _ulimits(policy),
-            "Tmpfs": {
-                SCRATCH: f"{scratch},size={limits.tmp_mb}m,nr_inodes={limits.tmp_inodes},mode=700",
-                RUN_DIR: f"{scratch},size={limits.context_mb + RUN_DIR_SLACK_MB}m,nr_inodes={RUN_DIR_INODES},mode=700",
-            },
+            "Tmpfs": _tmpfs(policy),
             "LogConfig": {"Type": "none", "Config": {}},
             "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
             "AutoRemove": True,
@@ -328,7 +332,7 @@ CONTROLS: tuple[Control, ...] = (
     Control(
         "H9",
         "scratch is sized, in memory, and not executable",
-        lambda record, _: set(_host(record)["Tmpfs"]) == {SCRATCH, RUN_DIR},
+        lambda record, wanted: _host(record)["Tmpfs"] == _tmpfs(wanted.policy),
         _scratch,
     ),
     Control(
@@ -353,7 +357,10 @@ CONTROLS: tuple[Control, ...] = (
         _memory_inside,
     ),
     Control(
-        "H13b", "no swap", lambda record, _: _host(record)["MemorySwap"] == _host(record)["Memory"], _no_swap_inside
+        "H13b",
+        "no swap",
+        lambda record, wanted: _host(record)["MemorySwap"] == wanted.policy.limits.memory_mb * MIB,
+        _no_swap_inside,
     ),
     Control("H14", "the kernel may kill for memory", lambda record, _: not _host(record).get("OomKillDisable")),
     Control(
@@ -370,7 +377,10 @@ CONTROLS: tuple[Control, ...] = (
     Control(
         "H17",
         "processor time is limited",
-        lambda record, wanted: _host(record)["CpuQuota"] == math.ceil(wanted.policy.limits.cpus * CPU_PERIOD_US),
+        lambda record, wanted: (
+            _host(record)["CpuQuota"] == math.ceil(wanted.policy.limits.cpus * CPU_PERIOD_US)
+            and _host(record)["CpuPeriod"] == CPU_PERIOD_US
+        ),
         _cpu_inside,
     ),
     Control(

@@ -41,7 +41,7 @@ X32_BIT = 1 << 30
 X32_NUMBERS = [*range(0, 512, 8), *range(512, 548)]
 # The newest call an old libseccomp is sure to know; what it does not know, it leaves out of the filter.
 LAST_KNOWN_EVERYWHERE = 439
-# uretprobe and uprobe: entered by the kernel's own trampolines, and since Linux 6.14 never filtered.
+# uretprobe and uprobe: made by the kernel's own trampolines, which newer kernels do not filter.
 BEFORE_ANY_FILTER = frozenset((335, 336))
 NONE = (1 << 64) - 1
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.interpreter import Sandbox
 from orchestrator.sandbox.engine import Engine
-from tests.escape.workloads import WORKLOADS
+from tests.escape.workloads import WORKLOADS, processes
 from tests.support import policies
 
 pytestmark = pytest.mark.docker
@@ -32,5 +32,7 @@ async def box(live_engine: Engine, anyio_backend: str) -> AsyncIterator[Sandbox]
 @pytest.mark.anyio
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.__name__)
 async def test_a_box_can_do(box: Sandbox, workload: Callable[[], None]) -> None:
+    if workload is processes.listings and "Linux version 4.4.0" in box.info.kernel:
+        pytest.skip("gVisor of 2022 does not know AT_NO_AUTOMOUNT, without which ls and stat ask for nothing")
     result = await box.execute(f"{inspect.getsource(workload)}\n{workload.__name__}()")
     assert result.ok, result.error and result.error.traceback

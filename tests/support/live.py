@@ -24,7 +24,13 @@ from tests.support.weakened import Weaken, weakened_box
 
 # Small, so that limits are reached soon; tests take their numbers from here.
 POLICY = policies.base().override(
-    ["limits.memory_mb=384", "limits.output_kb=16", "limits.pids=64", "limits.tmp_mb=8", "limits.tmp_inodes=256"]
+    [
+        f"limits.memory_mb={768 if policies.UNDER_GVISOR else 384}",  # gVisor needs more for each process
+        "limits.output_kb=16",
+        "limits.pids=64",
+        "limits.tmp_mb=8",
+        "limits.tmp_inodes=256",
+    ]
 )
 OUTPUT = POLICY.limits.output_kb * 1024
 # What the ladder may add to a cell's timeout.

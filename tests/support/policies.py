@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from orchestrator.policy import Policy
+from orchestrator.sandbox import gvisor
 
 VARIABLE = "RLM_SANDBOX_TEST_POLICY"
 
@@ -12,3 +15,11 @@ VARIABLE = "RLM_SANDBOX_TEST_POLICY"
 def base() -> Policy:
     """Return the profile that all live tests of this run narrow and open their boxes with; the default one if unset."""
     return Policy.load(os.environ.get(VARIABLE) or "default")
+
+
+UNDER_GVISOR = gvisor.asked_for(base().sandbox.runtime)
+
+
+def otherwise_under_gvisor(why: str) -> pytest.MarkDecorator:
+    """Skip what is different under gVisor; ``tests/escape/test_gvisor.py`` tests how, and ``why`` says it."""
+    return pytest.mark.skipif(UNDER_GVISOR, reason=f"under gVisor {why}")

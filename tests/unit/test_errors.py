@@ -81,7 +81,7 @@ class TestUngrouped:
 
         with pytest.raises(SandboxGoneError) as caught:
             await fail()
-        assert isinstance(caught.value.__context__, KeyError)
+        assert isinstance(caught.value.__context__, ValueError)
         assert caught.value.__cause__ is (caught.value.__context__ if as_cause else None)
         assert caught.value.__suppress_context__ is as_cause
 

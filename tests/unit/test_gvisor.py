@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -155,3 +156,10 @@ class TestProfile:
         sent = config(POLICY)["HostConfig"]["SecurityOpt"][1]
         assert sent == "seccomp=" + hardening.seccomp_profile(POLICY, wanted(POLICY).seccomp)
         assert hardening.seccomp_profile(Policy(), PROFILE) == PROFILE
+
+
+def test_every_difference_is_in_the_guide() -> None:
+    rows = [line for line in bundle.path("policies/GVISOR.md").read_text("utf-8").splitlines() if line.startswith("| ")]
+    described = {cells[1]: cells[2:4] for cells in (re.split(r" *\| *", row) for row in rows)}
+    for name, difference in gvisor.DIFFERENCES.items():
+        assert described[name] == [difference.inside, difference.why]

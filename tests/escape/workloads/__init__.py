@@ -18,6 +18,7 @@ WORKLOADS = (
     processes.event_loop,
     processes.subprocesses,
     processes.shell_tools,
+    processes.listings,
     processes.forks,
     processes.multiprocessing_fork,
     processes.multiprocessing_spawn,
