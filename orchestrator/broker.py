@@ -145,7 +145,11 @@ class Broker:
             refusal = RpcRefusal(error.code, _MODEL_ERRORS.get(error.code, "the model failed"))
         except JournalError as error:
             refusal = self._stop(error)
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            # Its traceback holds this frame, and with it the call's whole text, which would stay until it is collected.
+            del refusal
 
     def cell_ended(self, cell: int) -> None:
         """Close the books of ``cell``: its batches are released, and what still comes from it is refused.

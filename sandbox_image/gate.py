@@ -129,10 +129,10 @@ class CellGate:
                 self.idle = self.idle or content["execution_state"] == "idle"
                 return None
             body = self._body(kind, content)
+            return None if body is None else _close(header, parent, body)
         except (wire.WireError, KeyError, TypeError, ValueError, AttributeError):
             self._dropped += 1
             return None
-        return None if body is None else _close(header, parent, body)
 
     def _body(self, kind: str, content: dict[str, Any]) -> dict[str, Any] | None:
         if kind == "stream":
@@ -171,9 +171,10 @@ def _open(parts: list[bytes]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
 
 
 def _close(header: dict[str, Any], parent: dict[str, Any], content: dict[str, Any]) -> list[bytes]:
-    # Only ids and types are read on the host; dates, user names and whatever else was put there stay behind.
-    short = {name: _text(header[name])[:_SMALL] for name in ("msg_id", "msg_type")}
-    frames: tuple[dict[str, Any], ...] = ({**short, "version": "5.3"}, {"msg_id": parent["msg_id"]}, {}, content)
+    # Only types and the request's own id are read on the host; ids, dates, user names and whatever else a kernel put
+    # there stay behind.
+    short = {"msg_id": "", "msg_type": _text(header["msg_type"])[:_SMALL], "version": "5.3"}
+    frames: tuple[dict[str, Any], ...] = (short, {"msg_id": parent["msg_id"]}, {}, content)
     return [DELIMITER, b"", *map(pack, frames)]
 
 

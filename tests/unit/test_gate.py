@@ -219,12 +219,18 @@ class TestReduction:
         assert closed is not None
         assert closed["shortened"] is True
 
-    def test_headers_leave_with_id_and_type_alone(self) -> None:
+    @pytest.mark.parametrize("identity", [None, 7, ["a"], "9999-99-99T00:00:00"])
+    def test_an_id_of_any_shape_stays_behind(self, identity: object) -> None:
+        parts = opened().iopub(message("stream", {"name": "stdout", "text": "x"}, msg_id=identity))
+        assert parts is not None
+        assert json.loads(parts[2])["msg_id"] == ""
+
+    def test_headers_leave_with_their_type_alone(self) -> None:
         parts = opened().iopub(
             message("stream", {"name": "stdout", "text": "x"}, username="root", date="…", session="s")
         )
         assert parts is not None
-        assert json.loads(parts[2]) == {"msg_id": "m", "msg_type": "stream", "version": "5.3"}
+        assert json.loads(parts[2]) == {"msg_id": "", "msg_type": "stream", "version": "5.3"}
         assert json.loads(parts[3]) == {"msg_id": CELL}
         assert json.loads(parts[4]) == {}
 
