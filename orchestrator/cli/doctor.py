@@ -69,6 +69,7 @@ class Findings:
             "engine": None if self.engine is None else asdict(self.engine),
             "image": None if self.image is None else asdict(self.image),
             "runtime": None if self.box is None else self.box.runtime,
+            "kernel": None if self.box is None else self.box.kernel,
             "opened_s": None if self.box is None else self.box.opened_s,
             "controls": {} if self.box is None else self.box.controls,
             "missing": self.missing,
@@ -122,6 +123,7 @@ def _print(findings: Findings) -> None:
         out(f"image    {image.id} (protocol {image.protocol})")
     if box := findings.box:
         out(f"box      opened in {box.opened_s:.2f} s under {box.runtime}")
+        out(f"kernel   {box.kernel} (as the box sees it)")
         width = max(map(len, box.controls), default=0)
         for name, state in box.controls.items():
             out(f"  {name:{width}}  {state}")

@@ -10,6 +10,7 @@ import pytest
 from orchestrator import bundle
 from orchestrator.sandbox.engine import Engine
 from tests.support.live import POLICY, ask, box, value
+from tests.support.policies import otherwise_under_gvisor
 from tests.support.weakened import Config, Weaken, with_seccomp
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -66,6 +67,7 @@ sorted(folder for folder in found if not folder.startswith("/run/box/"))
 """
         assert await ask(engine, code) == ["/dev/shm", "/run/box", SCRATCH]  # noqa: S108 - the box's
 
+    @otherwise_under_gvisor("fewer of these files are there")
     async def test_settings_of_the_kernel_and_the_cgroup_cannot_be_written(self, engine: Engine) -> None:
         code = """
 import glob
@@ -102,6 +104,7 @@ found
         told = await ask(engine, "open('/proc/self/mountinfo').read() + open('/proc/cmdline').read()")
         assert str(bundle.path(".").resolve()) not in told
 
+    @otherwise_under_gvisor("/dev has names of gVisor's own")
     async def test_there_is_no_device_and_none_can_be_made(self, engine: Engine) -> None:
         devices = "sorted(n for n in os.listdir('/dev') if not os.path.islink('/dev/' + n))"
         assert set(await ask(engine, devices)) <= {
@@ -155,6 +158,7 @@ attempt(fill), written
         assert await ask(engine, code) == ("ENOSPC", POLICY.limits.tmp_mb << 20)
         assert await ask(engine, code, weaken=scratch("size=8m", "size=128m")) == ("done", 64 << 20)
 
+    @otherwise_under_gvisor("releases before 2026-07 do not limit the number of files")
     async def test_it_holds_so_many_files_and_no_more(self, engine: Engine) -> None:
         code = """
 made = 0
@@ -192,17 +196,20 @@ found = {path: attempt(lambda: open("/proc/1/" + path, "rb").close()) for path i
 found | {"fd": attempt(lambda: os.listdir("/proc/1/fd"))}
 """
 
+    @otherwise_under_gvisor("the supervisor is less protected (P1)")
     async def test_its_memory_environment_and_descriptors_are_out_of_reach(self, engine: Engine) -> None:
         found = await ask(engine, self.LOOK)
         assert set(found.values()) == {"EACCES"}
         weak = await ask(engine, self.LOOK, weaken=with_a_dumpable_supervisor)
         assert {weak[path] for path in ("mem", "environ", "maps", "fd", "fd/1")} == {"done"}
 
+    @otherwise_under_gvisor("the supervisor is less protected (P1)")
     async def test_its_stream_to_the_host_cannot_be_written_to(self, engine: Engine) -> None:
         code = "attempt(lambda: os.close(os.open('/proc/1/fd/1', os.O_WRONLY)))"
         assert await ask(engine, code) == "EACCES"
         assert await ask(engine, code, weaken=with_a_dumpable_supervisor) == "done"
 
+    @otherwise_under_gvisor("the first process is not immune to signals")
     async def test_no_signal_from_inside_does_anything_to_it(self, engine: Engine) -> None:
         async with box(engine) as opened:
             code = """

@@ -12,6 +12,7 @@ import pytest
 from orchestrator.sandbox import hardening
 from orchestrator.sandbox.engine import Engine
 from tests.support.live import ask, box, value
+from tests.support.policies import otherwise_under_gvisor
 from tests.support.weakened import Config, with_seccomp
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -36,6 +37,7 @@ class TestSockets:
             weak = await ask(engine, code, weaken=UNCONFINED)
             assert weak[socket.AF_INET] == "done"
 
+    @otherwise_under_gvisor("there is no network whatever is taken away")
     async def test_a_connection_to_anywhere_fails_at_its_socket(self, engine: Engine) -> None:
         code = """
 addresses = ["1.1.1.1", "169.254.169.254", "172.17.0.1", "192.168.65.7", "127.0.0.1"]
@@ -54,6 +56,7 @@ addresses = ["1.1.1.1", "169.254.169.254", "172.17.0.1", "192.168.65.7", "127.0.
         assert await ask(engine, code) == "EPERM"
         assert await ask(engine, code, weaken=UNCONFINED) == "done"
 
+    @otherwise_under_gvisor("a socket of the host cannot be reached whatever is taken away (--host-uds)")
     async def test_no_socket_of_the_host_is_in_reach(self, engine: Engine, tmp_path: Path) -> None:
         code = """
 import stat
@@ -76,6 +79,7 @@ for folder, _, names in os.walk("/"):
             assert await ask(engine, code, weaken=with_a_socket) == ["/host/engine.sock"]
 
 
+@otherwise_under_gvisor("there is no network whatever is taken away")
 async def test_there_is_no_interface_but_loopback(engine: Engine) -> None:
     code = "sorted(os.listdir('/sys/class/net')), len(open('/proc/net/route').readlines())"
     assert await ask(engine, code) == (["lo"], 1)

@@ -652,6 +652,7 @@ class FakeBoxInfo:
     runtime: str = "runc"
     controls: dict[str, str] = field(default_factory=lambda: {"H1": "no network: held", "H10": "no mount: held"})
     opened_s: float = 0.4
+    kernel: str = "Linux version 6.1"
 
 
 @dataclass(slots=True)
@@ -702,6 +703,7 @@ def test_doctor_lists_engine_image_and_every_control(cli: Run, engine: FakeEngin
     assert (code, err) == (0, "")
     for part in ("Docker 28.0", "cgroup v2", "runc, runsc", "sha256:1", "H1   no network: held", "H10  no mount: held"):
         assert part in out
+    assert "Linux version 6.1 (as the box sees it)" in out
 
 
 def test_doctor_with_json_tells_the_same_as_data(cli: Run, engine: FakeEngine) -> None:
@@ -711,6 +713,7 @@ def test_doctor_with_json_tells_the_same_as_data(cli: Run, engine: FakeEngine) -
     assert told["engine"]["cgroup_version"] == "2"
     assert told["image"] == {"id": "sha256:1", "content": "abc", "protocol": 1}
     assert told["controls"]["H1"] == "no network: held"
+    assert told["kernel"] == "Linux version 6.1"
 
 
 @pytest.mark.parametrize("flag", [[], ["--json"]])
