@@ -31,8 +31,8 @@ from orchestrator.errors import (
 from orchestrator.kernel.client import KernelClient, preload
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
+from orchestrator.sandbox import attestation, hardening, image, namespaces
 from orchestrator.sandbox import container as containers
-from orchestrator.sandbox import hardening, image
 from orchestrator.sandbox.container import Container
 from orchestrator.sandbox.engine import Engine
 from orchestrator.text import one_line
@@ -255,7 +255,7 @@ async def _box(engine: Engine, policy: Policy) -> AsyncIterator[tuple[Container,
     seccomp = json.dumps(json.loads(bundle.path("policies/seccomp.json").read_text("utf-8")), separators=(",", ":"))
     config = hardening.container_config(policy, found.id, seccomp, containers.labels(policy.budget.wall_s))
     async with containers.started(engine, config) as container:
-        yield container, hardening.Wanted(policy, found.id, seccomp)
+        yield container, hardening.Wanted(policy, found.id, seccomp, namespaces.host())
 
 
 @asynccontextmanager
@@ -289,7 +289,7 @@ async def _start(
     context: Context | None,
     client: KernelClient,
     mux: Mux,
-) -> tuple[dict[str, Any], hardening.Report]:
+) -> tuple[dict[str, Any], attestation.Report]:
     """Verify the box while its kernel starts and its context arrives; no model code runs before all three are done."""
     limit = wanted.policy.limits.start_timeout_s
     try:
@@ -306,10 +306,10 @@ async def _start(
     return record, report
 
 
-def _verify(record: dict[str, Any], facts: dict[str, Any], wanted: hardening.Wanted) -> hardening.Report:
+def _verify(record: dict[str, Any], facts: dict[str, Any], wanted: hardening.Wanted) -> attestation.Report:
     if facts.get("protocol") != wire.PROTOCOL_VERSION:
         raise ImageError("the image speaks another protocol version: run `rlm-sandbox image build`")
-    report = hardening.verify(record, facts, wanted)
+    report = attestation.verify(record, facts, wanted)
     if report.deviations:
         raise HardeningError(report.deviations)
     return report

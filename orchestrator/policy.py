@@ -89,11 +89,13 @@ class SandboxSettings(_Table):
         runtime: OCI runtime the engine is asked for: ``runc``, ``runsc``, or another it knows; empty for its default.
         image: image id or reference to use; empty for the one built from these sources.
         user: numeric ``uid:gid`` the box runs as; never 0.
+        user_namespace: whether a box that is in no user namespace is refused; the engine makes them, not we.
     """
 
     runtime: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
     image: Annotated[str, Field(max_length=255)] = ""
     user: Annotated[str, Field(pattern=r"^[1-9][0-9]{2,8}:[1-9][0-9]{2,8}$")] = "64000:64000"
+    user_namespace: bool = False
 
 
 class ModelSettings(_Table):

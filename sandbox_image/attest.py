@@ -1,6 +1,6 @@
 """What the box can say of its own confinement, read by the supervisor before any model code runs.
 
-The host compares it with the policy (:mod:`orchestrator.sandbox.hardening`). It is believed because nothing but the
+The host compares it with the policy (:mod:`orchestrator.sandbox.attestation`). It is believed because nothing but the
 image, which is used by id, has run so far.
 """
 
@@ -32,6 +32,7 @@ _LIMITS = {
     "Max file size": resource.RLIMIT_FSIZE,
     "Max processes": resource.RLIMIT_NPROC,
 }
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 _PR_GET_NO_NEW_PRIVS = 39
 
 
@@ -73,7 +74,11 @@ def gather() -> dict[str, Any]:
         "inet_socket": _inet_socket(),
         "hostname": os.uname().nodename,
         "kernel": read("/proc/version"),
-        "namespaces": {name: _link(f"/proc/self/ns/{name}") for name in ("net", "ipc", "cgroup", "pid", "mnt", "uts")},
+        "boot_id": read("/proc/sys/kernel/random/boot_id").strip(),
+        "namespaces": {name: _link(f"/proc/self/ns/{name}") for name in _NAMESPACES},
+        "uid_map": read("/proc/self/uid_map"),
+        "gid_map": read("/proc/self/gid_map"),
+        "security_module": read("/proc/self/attr/current").strip("\0\n"),
         "descriptors": _descriptors(),
         "environment": sorted(os.environ),
         "stream_in_reach": _stream_in_reach(),

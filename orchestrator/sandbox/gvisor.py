@@ -70,6 +70,7 @@ DIFFERENCES: dict[str, Difference] = {
         inside="judged",
         why="gVisor itself applies the profile (--oci-seccomp), and one of its own to what it asks of the host",
     ),
+    "H27": Difference(inside="unseen", why="its kernel serves this box alone and shares no namespace with the host's"),
     "P1": Difference(
         inside="reported",
         why="releases before 20251215 let a cell write frames to the host, which believes none, and take those meant "

@@ -9,8 +9,10 @@ import pytest
 
 from orchestrator.broker import METHODS
 from orchestrator.policy import Policy, profiles
-from orchestrator.sandbox.hardening import CONTROLS
+from orchestrator.sandbox.by_design import BY_DESIGN, NOT_MADE
+from orchestrator.sandbox.controls import CONTROLS
 from sandbox_image import wire
+from tests.contract import controls_document
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,11 +55,23 @@ def test_every_method_is_in_the_protocol() -> None:
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(METHODS)
 
 
-def test_every_control_is_in_the_threat_model() -> None:
-    named = set(re.findall(r"\b[HP]\d+\b", _read("policies/THREAT_MODEL.md")))
-    for first, last in re.findall(r"\b([HP]\d+)–[HP](\d+)\b", _read("policies/THREAT_MODEL.md")):
-        named |= {f"{first[0]}{number}" for number in range(int(first[1:]), int(last) + 1)}
-    assert {re.match(r"[HP]\d+", control.id).group() for control in CONTROLS} <= named  # type: ignore[union-attr]
+def test_every_control_is_in_its_document_as_the_code_has_it() -> None:
+    assert _read("policies/CONTROLS.md") == controls_document.text()
+
+
+def test_no_control_has_two_entries_and_none_is_both_made_and_not() -> None:
+    ids = _control_ids()
+    assert len(ids) == len(set(ids))
+    assert not set(ids) & set(NOT_MADE)
+
+
+def test_every_control_the_threat_model_speaks_of_is_known() -> None:
+    known = {re.match(r"[HP]\d+", name).group() for name in (*_control_ids(), *NOT_MADE)}  # type: ignore[union-attr]
+    assert set(re.findall(r"\b[HP]\d+\b", _read("policies/THREAT_MODEL.md"))) <= known
+
+
+def _control_ids() -> list[str]:
+    return [control.id for control in (*CONTROLS, *BY_DESIGN)]
 
 
 def test_every_layer_is_in_the_map() -> None:

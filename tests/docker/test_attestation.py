@@ -9,7 +9,7 @@ import pytest
 from orchestrator.errors import EngineUnavailableError, HardeningError, ImageError, SandboxStartError
 from orchestrator.interpreter import Sandbox
 from orchestrator.policy import Policy, profiles
-from orchestrator.sandbox import hardening
+from orchestrator.sandbox import attestation, hardening
 from orchestrator.sandbox.engine import Engine
 from sandbox_image import wire
 from tests.support.live import box
@@ -44,6 +44,20 @@ def ulimit(name: str, value: int) -> Weaken:
     return weaken
 
 
+def append(setting: str, value: str) -> Weaken:
+    def weaken(config: Config) -> None:
+        config["HostConfig"][setting] = [*config["HostConfig"][setting], value]
+
+    return weaken
+
+
+def without(setting: str, value: str) -> Weaken:
+    def weaken(config: Config) -> None:
+        config["HostConfig"][setting].remove(value)
+
+    return weaken
+
+
 def together(*changes: Weaken) -> Weaken:
     def weaken(config: Config) -> None:
         for change in changes:
@@ -66,7 +80,7 @@ WEAKENED: dict[str, tuple[Weaken, set[str]]] = {
     "a larger shm": (host(ShmSize=64 << 20), {"H9"}),
     "a folder of the host": (host(Binds=["/etc:/host:ro"]), {"H10"}),
     "shareable IPC": (host(IpcMode="shareable"), {"H11"}),
-    "the host's cgroups": (host(CgroupnsMode="host"), {"H12"}),
+    "the host's cgroups": (host(CgroupnsMode="host"), {"H12", "H27"}),
     "more memory": (host(Memory=1 << 30, MemorySwap=1 << 30), {"H13a", "H13b"}),
     "swap": (host(MemorySwap=1 << 30), {"H13b"}),
     "no memory killer": (host(OomKillDisable=True), {"H14"}),
@@ -83,8 +97,13 @@ WEAKENED: dict[str, tuple[Weaken, set[str]]] = {
     "no masks": (host(MaskedPaths=[], ReadonlyPaths=[]), {"H25"}),
     "another name": (top(Hostname="build-server"), {"H26"}),
     "an environment": (top(Env=["PATH", "ANTHROPIC_API_KEY=canary"]), {"H26"}),
-    "the host's processes": (host(PidMode="host"), {"H27", "H29"}),
+    # The engine switches labels off for it, too.
+    "the host's processes": (host(PidMode="host"), {"H20", "H22", "H27"}),
     "the host's name space": (together(host(UTSMode="host"), top(Hostname="")), {"H26", "H27"}),
+    "security modules off": (append("SecurityOpt", "apparmor=unconfined"), {"H20"}),
+    "labels off": (append("SecurityOpt", "label=disable"), {"H20"}),
+    "a host-like command line": (without("MaskedPaths", "/proc/cmdline"), {"H25"}),
+    "writable sysctls": (without("ReadonlyPaths", "/proc/sys"), {"H25"}),
     "a device": (
         host(Devices=[{"PathOnHost": "/dev/null", "PathInContainer": "/dev/x", "CgroupPermissions": "rwm"}]),
         {"H27"},
@@ -145,12 +164,12 @@ async def test_a_network_is_noticed_from_both_sides(engine: Engine, weakened: An
 async def test_an_image_that_is_not_the_one_asked_for_is_refused(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verify = hardening.verify
+    verify = attestation.verify
 
-    def other(record: Any, facts: Any, wanted: hardening.Wanted) -> hardening.Report:
+    def other(record: Any, facts: Any, wanted: hardening.Wanted) -> attestation.Report:
         return verify({**record, "Image": "sha256:" + "0" * 64}, facts, wanted)
 
-    monkeypatch.setattr(hardening, "verify", other)
+    monkeypatch.setattr(attestation, "verify", other)
     with pytest.raises(HardeningError, match="H28"):
         async with box(engine):
             pytest.fail("code could have run")

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.errors import ConfigurationError, ContextError
 from orchestrator.interpreter import Sandbox
 from orchestrator.sandbox import hardening
+from orchestrator.sandbox.controls import CONTROLS
 from orchestrator.sandbox.engine import Engine
 from tests.support import policies
 from tests.support.live import POLICY, TIMEOUT, box, value
@@ -244,7 +245,7 @@ async def test_what_is_known_of_a_box_is_told(engine: Engine) -> None:
         record = engine.inspect(info.container)
         assert record["Image"] == info.image
         assert record["HostConfig"]["Runtime"] == info.runtime
-        assert set(info.controls) == {control.id for control in hardening.CONTROLS}
+        assert set(info.controls) == {control.id for control in CONTROLS}
         off = {name for name, found in info.controls.items() if "held" not in found}
         assert off <= ({"P1"} if policies.UNDER_GVISOR else set())
         assert info.opened_s > 0

@@ -22,6 +22,7 @@ from orchestrator.errors import EngineUnavailableError, SandboxGoneError
 from orchestrator.interpreter import Sandbox
 from orchestrator.policy import Policy
 from orchestrator.sandbox import gvisor, hardening, leftovers
+from orchestrator.sandbox.controls import CONTROLS
 from orchestrator.sandbox.engine import Engine
 from tests.support.live import ATTEMPT, LADDER_S, TIMEOUT, outcome, value
 
@@ -116,7 +117,7 @@ for pattern in ("/proc/*", "/proc/sys/kernel/*", "/sys/kernel/*", "/sys/class/*/
     async def test_every_control_is_reported_and_what_cannot_be_seen_is_said_so(self, engine: Engine) -> None:
         async with box(engine) as opened:
             controls = opened.info.controls
-            assert set(controls) == {control.id for control in hardening.CONTROLS}
+            assert set(controls) == {control.id for control in CONTROLS}
             assert {name for name, found in controls.items() if "held" not in found} <= {"P1"}
             for name, difference in gvisor.DIFFERENCES.items():
                 assert difference.why in controls[name]

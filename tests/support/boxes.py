@@ -7,16 +7,17 @@ import math
 from typing import Any
 
 from orchestrator.policy import Policy
-from orchestrator.sandbox import gvisor, hardening
+from orchestrator.sandbox import gvisor, hardening, namespaces
 from orchestrator.sandbox.hardening import Wanted
 
 IMAGE = "sha256:" + "ab" * 32
+HOST = namespaces.Host("6f4a", {name: f"{name}:[40265320{number}]" for number, name in enumerate(namespaces.OWN, 10)})
 SECCOMP = '{"defaultAction":"SCMP_ACT_ERRNO"}'
 
 
 def wanted(policy: Policy | None = None) -> Wanted:
     """Return what a container was asked for."""
-    return Wanted(policy or Policy(), IMAGE, SECCOMP)
+    return Wanted(policy or Policy(), IMAGE, SECCOMP, HOST)
 
 
 def config(policy: Policy | None = None) -> dict[str, Any]:
@@ -28,11 +29,7 @@ def record(policy: Policy | None = None) -> dict[str, Any]:
     """Return what the engine says of the container it made of that."""
     sent = copy.deepcopy(config(policy))
     host = sent.pop("HostConfig")
-    masks = {
-        "MaskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
-        "ReadonlyPaths": ["/proc/bus", "/proc/sys"],
-    }
-    return {"Image": sent["Image"], "Config": sent, "HostConfig": {**host, **masks}, "Mounts": []}
+    return {"Image": sent["Image"], "Config": sent, "HostConfig": host, "Mounts": [], "AppArmorProfile": ""}
 
 
 def facts(policy: Policy | None = None) -> dict[str, Any]:
@@ -47,6 +44,7 @@ def facts(policy: Policy | None = None) -> dict[str, Any]:
         "status": {
             "Uid": "\t".join(user[:1] * 4),
             "Gid": "\t".join(user[1:] * 4),
+            "Groups": "",
             **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), none),
             "NoNewPrivs": "1",
             "Seccomp": "2",
@@ -60,6 +58,9 @@ def facts(policy: Policy | None = None) -> dict[str, Any]:
             ["/tmp", "tmpfs", tmpfs, f"rw,size={limits.tmp_mb * 1024}k,nr_inodes={limits.tmp_inodes}"],  # noqa: S108
             ["/run/box", "tmpfs", tmpfs, f"rw,size={run_dir * 1024}k,nr_inodes={hardening.RUN_DIR_INODES}"],
             ["/etc/hostname", "ext4", "ro,relatime", "rw,discard"],
+            *([mask, "tmpfs", "rw,nosuid", "rw,size=65536k,mode=755"] for mask in ("/proc/cmdline", "/proc/kallsyms")),
+            *([mask, "tmpfs", "ro,relatime", "ro"] for mask in ("/sys/devices", "/sys/kernel")),
+            ["/proc/sys", "proc", "ro,nosuid,nodev,noexec,relatime", "rw"],
         ],
         "cgroup": {
             "memory": f"{memory}\n",
@@ -78,7 +79,11 @@ def facts(policy: Policy | None = None) -> dict[str, Any]:
         "inet_socket": "EPERM",
         "hostname": hardening.HOSTNAME,
         "kernel": "Linux version 6.1",
-        "namespaces": {},
+        "boot_id": "6f4a",
+        "namespaces": {name: f"{name}:[{number}]" for number, name in enumerate(namespaces.OWN, 4026532100)},
+        "uid_map": "         0          0 4294967295\n",
+        "gid_map": "         0          0 4294967295\n",
+        "security_module": "",
         "descriptors": ["0 pipe:[1]", "3 pipe:[2]", "5 /run/box/context (deleted)", "7 socket:[3]"],
         "environment": ["HOME", "HOSTNAME"],
         "stream_in_reach": False,

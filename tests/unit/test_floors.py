@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.sandbox import floors, hardening
+from orchestrator.sandbox import floors
+from orchestrator.sandbox.by_design import BY_DESIGN
+from orchestrator.sandbox.controls import CONTROLS
 from orchestrator.sandbox.engine import EngineInfo
 
 CURRENT = EngineInfo(
@@ -105,7 +107,7 @@ def test_a_version_that_is_not_told_is_below_nothing_and_named() -> None:
 
 
 def test_every_floor_can_be_read_is_in_order_and_names_controls_that_are() -> None:
-    known = {control.id.rstrip("ab") for control in hardening.CONTROLS}
+    known = {control.id.rstrip("ab") for control in (*CONTROLS, *BY_DESIGN)}
     for floor in floors.FLOORS:
         versions = [floors.parse(text) for text in (floor.since, *floor.mended)]
         assert None not in versions

@@ -11,7 +11,8 @@ import pytest
 from orchestrator import bundle
 from orchestrator.policy import Policy
 from orchestrator.sandbox import gvisor, hardening
-from orchestrator.sandbox.hardening import CONTROLS, verify
+from orchestrator.sandbox.attestation import verify
+from orchestrator.sandbox.controls import CONTROLS
 from tests.support.boxes import config, facts, record, wanted
 
 POLICY = Policy.load("gvisor")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from orchestrator import bundle
 from orchestrator.policy import Policy, profiles
 from orchestrator.sandbox import hardening
-from orchestrator.sandbox.hardening import CONTROLS, verify
-from tests.support.boxes import IMAGE, SECCOMP, config, facts, record, wanted
+from orchestrator.sandbox.attestation import verify
+from orchestrator.sandbox.controls import CONTROLS
+from tests.support.boxes import HOST, IMAGE, SECCOMP, config, facts, record, wanted
 
 Mutate = Callable[[dict[str, Any]], object]
 
@@ -71,7 +72,16 @@ WEAKENED: dict[tuple[str, str], list[Mutate]] = {
     ("H4", "engine"): [host("SecurityOpt", [f"seccomp={SECCOMP}"])],
     ("H4", "inside"): [at("status", "NoNewPrivs", to="0")],
     ("H6", "engine"): [at("Config", "User", to="")],
-    ("H6", "inside"): [at("status", "Uid", to="64000\t0\t64000\t64000"), at("status", "Gid", to="0\t0\t0\t0")],
+    ("H6", "inside"): [
+        at("status", "Uid", to="64000\t0\t64000\t64000"),
+        at("status", "Gid", to="0\t0\t0\t0"),
+        at("status", "Groups", to="0 64000"),
+        at("uid_map", to="64000 0 1\n"),
+        at("gid_map", to="0 1000 64000\n64000 0 1000\n"),
+        at("uid_map", to="0 100000 1000\n"),
+        at("uid_map", to="garbage"),
+    ],
+    ("H7", "engine"): [host("UsernsMode", "host")],
     ("H8", "engine"): [host("ReadonlyRootfs", to=False)],
     ("H8", "inside"): [mount("/", options="rw,relatime"), mount("/", gone="")],
     ("H9", "engine"): [host("Tmpfs", {"/tmp": ""}), host("Tmpfs", None)],  # noqa: S108 - the box's
@@ -84,13 +94,18 @@ WEAKENED: dict[tuple[str, str], list[Mutate]] = {
         mount("/run/box", gone=""),
         mount("/dev/shm", superblock="rw"),  # noqa: S108
     ],
-    ("H10", "engine"): [host("Binds", ["/:/host"]), host("Mounts", [{"Type": "bind"}]), at("Mounts", to=[{}])],
+    ("H10", "engine"): [
+        host("Binds", ["/:/host"]),
+        host("Mounts", [{"Type": "bind"}]),
+        host("VolumesFrom", ["other"]),
+        at("Mounts", to=[{}]),
+    ],
     ("H10", "inside"): [
         lambda data: data["mounts"].append(["/host", "ext4", "rw", "rw"]),
         mount("/etc/hostname", options="rw,relatime"),
     ],
     ("H11", "engine"): [host("IpcMode", "host"), host("IpcMode", "shareable")],
-    ("H12", "engine"): [host("CgroupnsMode", "host")],
+    ("H12", "engine"): [host("CgroupnsMode", "host"), host("CgroupParent", "/other")],
     ("H12", "inside"): [at("cgroup_path", to="2:memory:/docker/abc\n"), at("cgroup_path", to="")],
     ("H13a", "engine"): [host("Memory", 0)],
     ("H13a", "inside"): [at("cgroup", "memory", to="9223372036854771712\n"), at("cgroup", "memory", to="max\n")],
@@ -114,7 +129,21 @@ WEAKENED: dict[tuple[str, str], list[Mutate]] = {
     ("H19", "inside"): [at("status", "Seccomp", to="0")],
     ("H23", "engine"): [host("LogConfig", {"Type": "json-file", "Config": {}})],
     ("H24", "engine"): [host("RestartPolicy", {"Name": "always", "MaximumRetryCount": 0})],
+    ("H20", "engine"): [
+        at("AppArmorProfile", to="unconfined"),
+        lambda data: data.pop("AppArmorProfile"),
+        host("SecurityOpt", ["no-new-privileges", f"seccomp={SECCOMP}", "label=disable"]),
+        host("SecurityOpt", ["no-new-privileges", f"seccomp={SECCOMP}", "apparmor=unconfined"]),
+        host("SecurityOpt", ["no-new-privileges", f"seccomp={SECCOMP}", "systempaths=unconfined"]),
+    ],
+    ("H22", "inside"): [at("pid", to=7)],
     ("H25", "engine"): [host("MaskedPaths", []), host("ReadonlyPaths", []), host("MaskedPaths", None)],
+    ("H25", "inside"): [
+        mount("/proc/cmdline", gone=""),
+        mount("/sys/devices", kind="sysfs"),
+        mount("/proc/sys", options="rw,relatime"),
+        mount("/proc/sys", gone=""),
+    ],
     ("H26", "engine"): [at("Config", "Hostname", to="laptop-of-anna")],
     ("H26", "inside"): [
         at("hostname", to="laptop-of-anna"),
@@ -125,13 +154,18 @@ WEAKENED: dict[tuple[str, str], list[Mutate]] = {
         host("DeviceRequests", [{"Driver": "nvidia"}]),
         host("Privileged", to=True),
         host("PortBindings", {"80/tcp": [{}]}),
+        host("PublishAllPorts", to=True),
         host("PidMode", "host"),
         host("UTSMode", "host"),
-        host("UsernsMode", "host"),
+    ],
+    ("H27", "inside"): [
+        at("namespaces", "pid", to="pid:[4026531836]"),
+        at("namespaces", "net", to=HOST.namespaces["net"]),
+        at("namespaces", "uts", to=""),
+        at("namespaces", to={}),
     ],
     ("H28", "engine"): [at("Image", to="sha256:" + "cd" * 32)],
     ("H29", "engine"): [at("Config", "WorkingDir", to="/proc/self/fd/7"), at("Config", "Entrypoint", to=["/bin/sh"])],
-    ("H29", "inside"): [at("pid", to=7)],
     ("P1", "inside"): [at("stream_in_reach", to=True), at("stream_in_reach", to=None)],
     ("P20", "inside"): [at("descriptors", to=["0 pipe:[1]", "8 /sys/fs/cgroup"])],
 }
@@ -162,6 +196,7 @@ class TestVerify:
         views = {(control.id, "engine") for control in CONTROLS if control.engine is not None}
         views |= {(control.id, "inside") for control in CONTROLS if control.inside is not None}
         views -= {("H31", "inside")}  # of policies that ask for gVisor alone: test_gvisor.py
+        views -= {("H7", "inside")}  # of policies that ask for a user namespace alone: below
         assert set(WEAKENED) == views
         assert len({control.id for control in CONTROLS}) == len(CONTROLS)
 
@@ -185,10 +220,27 @@ class TestVerify:
         assert any(line.startswith(f"{control} ") and view in line for line in report.deviations)
         assert "NOT IN FORCE" in report.controls[control]
 
+    def test_a_user_namespace_is_demanded_where_the_policy_says_so(self) -> None:
+        policy = Policy().override(["sandbox.user_namespace=true"])
+        inside = facts(policy)
+        report = verify(record(policy), inside, wanted(policy))
+        assert [line.partition(" ")[0] for line in report.deviations] == ["H7"]
+        inside |= {"uid_map": "0 100000 65536\n", "gid_map": "0 100000 65536\n"}
+        assert verify(record(policy), inside, wanted(policy)).deviations == []
+        inside["uid_map"] = ""
+        assert "H7" in verify(record(policy), inside, wanted(policy)).deviations[-1]
+
+    def test_numbers_of_namespaces_are_compared_on_one_kernel_alone(self) -> None:
+        inside = facts()
+        inside["namespaces"]["net"] = HOST.namespaces["net"]
+        inside["boot_id"] = "another"
+        assert verify(record(), inside, wanted()).deviations == []
+
     @pytest.mark.parametrize("empty", ["engine", "inside"])
     def test_what_cannot_be_read_is_not_in_force(self, empty: str) -> None:
         report = verify({} if empty == "engine" else record(), {} if empty == "inside" else facts(), wanted())
         missing = {control.id for control in CONTROLS if getattr(control, empty) is not None}
+        missing -= {"H7"} if empty == "inside" else set()  # which the policy does not want
         assert {line.partition(" ")[0] for line in report.deviations} == missing
 
     @settings(max_examples=200, deadline=None)
