@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import anyio
 
     from orchestrator.context import Context
+    from orchestrator.events import Envelope, Sink
     from orchestrator.policy import Policy
     from orchestrator.rlm.result import Result
 
@@ -114,7 +115,9 @@ def _complete(
     from orchestrator.rlm.api import RLM
 
     progress = None if args.quiet else Progress.on(sys.stderr, PriceTable.load())
-    rlm = RLM(model=args.model, sub_model=args.sub_model, policy=policy, journal=journal, on_event=progress)
+    rlm = RLM(
+        model=args.model, sub_model=args.sub_model, policy=policy, journal=journal, on_event=_told(progress, _traced())
+    )
     results: list[Result] = []
 
     async def work(stop: anyio.Event) -> None:
@@ -133,6 +136,25 @@ def _complete(
         if progress is not None:
             progress.close()
     return results[0], interrupt.requested
+
+
+def _traced() -> Sink | None:
+    """Return what makes spans of events, where the process was started under OpenTelemetry's own launcher."""
+    if "opentelemetry.sdk.trace" not in sys.modules:
+        return None
+    from orchestrator.trajectory.otel import Telemetry
+
+    return Telemetry()
+
+
+def _told(*sinks: Sink | None) -> Sink | None:
+    told = [sink for sink in sinks if sink is not None]
+
+    def tell(envelope: Envelope) -> None:
+        for sink in told:
+            sink(envelope)
+
+    return tell if told else None
 
 
 def _report(args: argparse.Namespace, result: Result, *, interrupted: bool) -> int:
