@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orchestrator.documents.load import load_context
     from orchestrator.errors import (
         ConfigurationError,
         JournalError,
@@ -49,6 +50,7 @@ _HOMES = {
     "Sandbox": "interpreter",
     "SandboxError": "errors",
     "Usage": "models.base",
+    "load_context": "documents.load",
     "read_journal": "trajectory.journal:read",
 }
 
@@ -73,6 +75,7 @@ __all__ = [
     "SandboxError",
     "Usage",
     "__version__",
+    "load_context",
     "read_journal",
 ]
 

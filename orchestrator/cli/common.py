@@ -203,6 +203,11 @@ def load_policy(name: str, assignments: list[str]) -> Policy:
     return policy.override(assignments) if assignments else policy
 
 
+def add_unpack(parser: argparse.ArgumentParser) -> None:
+    """Add ``--unpack``."""
+    parser.add_argument("--unpack", action="store_true", help="take the files in archives as documents, too")
+
+
 def add_journal(parser: argparse.ArgumentParser) -> None:
     """Add ``--journal``."""
     parser.add_argument(

@@ -15,6 +15,7 @@ from orchestrator.cli.common import (
     EXIT_OK,
     add_json,
     add_policy,
+    add_unpack,
     load_policy,
     note,
     out,
@@ -47,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="the code; none or - reads stdin")
     parser.add_argument("--context", metavar="FILE", help="a file or folder to load into the variable `context`")
+    add_unpack(parser)
     add_policy(parser)
     parser.add_argument("--timeout", type=_seconds, metavar="S", help=_TIMEOUT)
     add_json(parser, "a list with the result of each cell")
@@ -77,10 +79,10 @@ def handle(args: argparse.Namespace) -> int:
         raise ConfigurationError("there is no code to run")
     context: Context | None = None
     if args.context is not None:
-        loaded = load_context([args.context], policy.limits.context_mb)
+        loaded = load_context([args.context], policy.limits.context_mb, unpack=args.unpack)
         context = loaded.context
-        if loaded.skipped:
-            note(loaded.left_out())
+        for line in loaded.notes():
+            note(line)
 
     session = _Session(cells, args.timeout, echo=not args.json)
     with Interrupt(note) as interrupt:

@@ -16,6 +16,7 @@ from orchestrator.cli.common import (
     add_journal,
     add_json,
     add_policy,
+    add_unpack,
     given,
     journal_directory,
     load_policy,
@@ -61,6 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--sub-model", metavar="SPEC", type=given, help="model of the sub-calls (default: the root model)"
     )
+    add_unpack(parser)
     add_policy(parser)
     add_journal(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress, only errors")
@@ -87,9 +89,9 @@ def handle(args: argparse.Namespace) -> int:
     policy = load_policy(args.policy, args.assignments)
     query = _question(args)
     journal = _writable(args.journal or journal_directory())
-    loaded = load_context(args.files, policy.limits.context_mb)
-    if loaded.skipped and not args.quiet:
-        note(loaded.left_out())
+    loaded = load_context(args.files, policy.limits.context_mb, unpack=args.unpack)
+    for line in () if args.quiet else loaded.notes():
+        note(line)
     result, interrupted = _complete(args, policy, loaded.context, query, journal)
     return _report(args, result, interrupted=interrupted)
 

@@ -1,0 +1,1 @@
+"""Contexts as people have them: files, folders, patterns, archives, PDF."""
