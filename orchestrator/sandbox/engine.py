@@ -6,7 +6,6 @@ exceptions end here: they leave as :class:`~orchestrator.errors.EngineUnavailabl
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import socket
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 # One request to the engine; starting a container on a loaded two-core machine has taken 4 s.
 REQUEST_TIMEOUT_S = 60
 BUILD_TIMEOUT_S = 1800
+# Between a container's last oom event and its die event, by the engine's clock; 0.1 s has been seen.
+OOM_BEFORE_DEATH_S = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class EngineInfo:
         default_runtime: the one it takes unasked.
         architecture: of the host, such as ``x86_64``.
         operating_system: of the host.
+        swarm: whether the engine is part of a swarm.
     """
 
     version: str
@@ -73,6 +75,7 @@ class EngineInfo:
     default_runtime: str
     architecture: str
     operating_system: str
+    swarm: bool = False
 
 
 @contextmanager
@@ -95,6 +98,21 @@ def _translated(doing: str) -> Iterator[None]:
 def _address() -> str:
     host = os.environ.get("DOCKER_HOST")
     return f"DOCKER_HOST={one_line(host, 100)}" if host else "/var/run/docker.sock"
+
+
+def _knock(base_url: str | None) -> None:
+    """Connect to the engine's Unix socket and hang up: docker-py leaves a socket open that could not connect.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    from docker.utils import parse_host
+
+    scheme, _, path = parse_host(base_url).partition("://")
+    if scheme == "http+unix":
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(REQUEST_TIMEOUT_S)
+            probe.connect(path)
 
 
 def _reason(error: BaseException) -> str:
@@ -126,6 +144,7 @@ class Engine:
 
         with _translated("say its version"):
             settings = docker.utils.kwargs_from_env()
+            _knock(settings.get("base_url"))
             # Every box keeps one connection for its stream besides those of short requests.
             return cls(docker.APIClient(version="auto", timeout=REQUEST_TIMEOUT_S, max_pool_size=64, **settings))
 
@@ -150,6 +169,7 @@ class Engine:
             default_runtime=info.get("DefaultRuntime", ""),
             architecture=info.get("Architecture", ""),
             operating_system=info.get("OperatingSystem", ""),
+            swarm=(info.get("Swarm") or {}).get("LocalNodeState", "inactive") != "inactive",
         )
 
     # Containers -----------------------------------------------------------------------------------------------------
@@ -206,7 +226,8 @@ class Engine:
     def ran_out_of_memory(self, container: str, patience_s: int) -> bool:
         """Whether memory is what a container died of; False as well if it is not known to have ended within the time.
 
-        The engine remembers for a while, even of a container that is gone.
+        The engine remembers for a while, even of a container that is gone. A box outlives the end of processes in it
+        for want of memory: what counts is one just before its own end, by the engine's clock.
         """
         with _translated("say what a container died of"):
             events = self._api.events(
@@ -216,7 +237,7 @@ class Engine:
                 decode=True,
             )
             try:
-                return any(event.get("Action") == "oom" for event in itertools.islice(events, 1))
+                return _died_of_memory(events)
             finally:
                 events.close()
 
@@ -363,3 +384,15 @@ class Engine:
             except docker.errors.APIError as error:
                 if error.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                     raise
+
+
+def _died_of_memory(events: Iterator[dict[str, Any]]) -> bool:
+    short = -math.inf
+    for event in events:
+        when = int(event.get("timeNano", 0)) / 1e9
+        if event.get("Action") == "oom":
+            short = when
+        elif event.get("Action") == "die":
+            ended_well = event.get("Actor", {}).get("Attributes", {}).get("exitCode") == "0"
+            return not ended_well and when - short <= OOM_BEFORE_DEATH_S
+    return False

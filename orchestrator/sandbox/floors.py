@@ -2,7 +2,8 @@
 
 A version is a hint and not proof: distributions mend old versions without raising the number, and a kernel may be
 built without the part that is broken. So these are findings for ``rlm-sandbox doctor`` to show, and refuse no box. The
-numbers are those of the projects' own records (cve.org, the change logs of runc and Docker).
+numbers are those of the projects' own records (cve.org, the change logs of runc and Docker; for the kernel's of 2022
+and 2024 also nluedtke/linux_kernel_cves, which lists the fixes of each stable line).
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class Finding:
     floor: Floor
     version: str
     good: str
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing of a box stops it: that is no hint any more, and ``doctor`` fails for it."""
+        return not self.floor.stopped_by
 
     def __str__(self) -> str:
         """Return a line for people."""
@@ -119,7 +125,7 @@ FLOORS: tuple[Floor, ...] = (
         "Linux",
         "CVE-2024-1086",
         "a use after free in nf_tables",
-        mended=("5.4.269", "5.10.210", "5.15.149", "6.1.76", "6.6.15", "6.7.3"),
+        mended=("4.19.307", "5.4.269", "5.10.210", "5.15.149", "6.1.76", "6.6.15", "6.7.3"),
         since="3.15",
         stopped_by="no netlink sockets and no user namespaces (H2, H19)",
     ),

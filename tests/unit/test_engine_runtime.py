@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -27,12 +30,12 @@ CONFIG = {"HostConfig": {"Runtime": "runsc"}}
 class Events:
     """The engine's stream of events; counts how often it was closed."""
 
-    def __init__(self, actions: list[str]) -> None:
-        self._actions = actions
+    def __init__(self, told: list[dict[str, Any]]) -> None:
+        self._told = told
         self.closed = 0
 
-    def __iter__(self) -> Iterator[dict[str, str]]:
-        return iter([{"Action": action} for action in self._actions])
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._told)
 
     def close(self) -> None:
         self.closed += 1
@@ -41,7 +44,7 @@ class Events:
 class Api:
     """Answers as Docker's own client does."""
 
-    def __init__(self, error: Exception | None = None, events: list[str] | None = None) -> None:
+    def __init__(self, error: Exception | None = None, events: list[dict[str, Any]] | None = None) -> None:
         self._error = error
         self.stream = Events(events or [])
         self.asked: dict[str, Any] = {}
@@ -88,16 +91,43 @@ def test_an_engine_that_hangs_is_not_said_to_be_gone() -> None:
         engine(Api()).start("box")
 
 
+def oom(at_s: float) -> dict[str, Any]:
+    return {"Action": "oom", "timeNano": int(at_s * 1e9)}
+
+
+def die(at_s: float, code: str = "137") -> dict[str, Any]:
+    return {"Action": "die", "timeNano": int(at_s * 1e9), "Actor": {"Attributes": {"exitCode": code}}}
+
+
 @pytest.mark.parametrize(
-    ("events", "oom"), [(["oom", "die"], True), (["die"], False), ([], False)], ids=["memory", "other", "not told"]
+    ("events", "of_memory"),
+    [
+        ([oom(100), die(100.1)], True),
+        ([oom(10), oom(100), die(100.1)], True),
+        ([die(100)], False),
+        ([], False),
+        ([oom(100)], False),
+        ([oom(10), die(100)], False),
+        ([oom(100), die(100.1, "0")], False),
+    ],
+    ids=["memory", "the second time", "other", "not told", "still there", "long ago", "ended by itself"],
 )
-def test_what_a_container_died_of_is_the_first_the_engine_has_to_tell(events: list[str], *, oom: bool) -> None:
+def test_what_a_container_died_of_is_what_came_just_before(events: list[dict[str, Any]], *, of_memory: bool) -> None:
     api = Api(events=events)
     before = time.time()
-    assert engine(api).ran_out_of_memory("box", 2) is oom
+    assert engine(api).ran_out_of_memory("box", 2) is of_memory
     assert api.asked["filters"] == {"container": ["box"], "event": ["oom", "die"]}
     assert before + 1 <= api.asked["until"] <= time.time() + 2
     assert api.stream.closed == 1
+
+
+def test_a_socket_that_nobody_listens_on_leaves_none_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/engine.sock")
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(EngineUnavailableError, match="No such file or directory"):
+        Engine.connect()
+    assert set(os.listdir("/proc/self/fd")) == before
+    gc.collect()  # a socket that was left open would be an error here: filterwarnings
 
 
 class DeadClient:
