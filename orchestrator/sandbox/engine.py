@@ -108,7 +108,7 @@ def _knock(base_url: str | None) -> None:
     """
     from docker.utils import parse_host
 
-    scheme, _, path = parse_host(base_url).partition("://")
+    scheme, _, path = str(parse_host(base_url)).partition("://")
     if scheme == "http+unix":
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(REQUEST_TIMEOUT_S)
