@@ -19,18 +19,24 @@ from orchestrator.cli.common import (
 from orchestrator.errors import HardeningError, RlmSandboxError, SandboxError
 
 if TYPE_CHECKING:
-    from orchestrator.interpreter import BoxInfo
+    from orchestrator.interpreter import BoxInfo, Sandbox
     from orchestrator.policy import Policy
-    from orchestrator.sandbox.engine import EngineInfo
+    from orchestrator.sandbox.cis import Verdict
+    from orchestrator.sandbox.engine import Engine, EngineInfo
+    from orchestrator.sandbox.floors import Finding
+    from orchestrator.sandbox.host import Advice
     from orchestrator.sandbox.image import ImageRef
+    from orchestrator.selfcheck import Outcome
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "doctor",
-        help="check the engine, the image and every control",
-        description="Ask the engine what it is, find the image, open a box, and list the controls read back from it.",
+        help="check the engine, the image, every control, and a dozen attacks",
+        description="Ask the engine what it is, find the image, open a box, list the controls read back from it, try a "
+        "dozen attacks in it, and say what the host could do besides. Exit 1 when a control is missing, when an attack "
+        "was not contained, or when a version has a known bug that nothing of a box stops.",
         allow_abbrev=False,
     )
     add_policy(parser)
@@ -47,6 +53,11 @@ class Findings:
         image: the image boxes would be made of.
         box: the box that was opened, with the controls that were read back.
         missing: controls that the policy demands and that are not in force.
+        floors: versions with a published bug.
+        unknown: components whose version cannot be told.
+        cis: rules of the CIS Docker Benchmark, judged over the engine's record of the box.
+        attacks: what came of each.
+        advice: what the host may give.
         error: why the examination ended early.
     """
 
@@ -54,11 +65,20 @@ class Findings:
     image: ImageRef | None = None
     box: BoxInfo | None = None
     missing: list[str] = field(default_factory=list)
+    floors: list[Finding] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    cis: list[Verdict] = field(default_factory=list)
+    attacks: list[Outcome] = field(default_factory=list)
+    advice: list[Advice] = field(default_factory=list)
     error: RlmSandboxError | None = None
 
     def exit_code(self) -> int:
-        """Return 0 when all is well, 1 when a control is missing, else the error's own code."""
-        if self.missing:
+        """Return 0 when what is mandatory holds, 1 when it does not, else the code of what ended the examination.
+
+        Mandatory are the controls, the attacks, and versions whose known bugs nothing of a box stops. The benchmark's
+        rules are covered by the controls; advice, and versions whose bugs a box stops, are for people to weigh.
+        """
+        if self.missing or any(found.open for found in self.floors) or any(one.failed for one in self.attacks):
             return EXIT_NO_ANSWER
         return EXIT_OK if self.error is None else self.error.exit_code
 
@@ -71,26 +91,74 @@ class Findings:
             "runtime": None if self.box is None else self.box.runtime,
             "kernel": None if self.box is None else self.box.kernel,
             "opened_s": None if self.box is None else self.box.opened_s,
-            "controls": {} if self.box is None else self.box.controls,
+            "controls": self._controls(),
             "missing": self.missing,
+            "self_check": [_outcome(one) for one in self.attacks],
+            "cis": [asdict(verdict) for verdict in self.cis],
+            "versions": [_floor(found) for found in self.floors],
+            "versions_unknown": self.unknown,
+            "host": [asdict(advice) for advice in self.advice],
             "error": None if self.error is None else str(self.error),
         }
 
+    def _controls(self) -> dict[str, Any]:
+        from orchestrator.sandbox.controls import CONTROLS
+
+        found = {} if self.box is None else self.box.controls
+        return {
+            control.id: {
+                "what": control.what,
+                "sets": control.sets,
+                "stops": control.stops,
+                "cis": control.cis,
+                "found": found[control.id].removeprefix(f"{control.what}: "),
+            }
+            for control in CONTROLS
+            if control.id in found
+        }
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    attack = outcome.attack
+    return {
+        "attack": attack.what,
+        "controls": attack.controls,
+        "expected": sorted(attack.contained),
+        "said": outcome.said,
+        "contained": outcome.contained,
+        "known": outcome.known,
+        "elapsed_s": outcome.elapsed_s,
+    }
+
+
+def _floor(found: Finding) -> dict[str, Any]:
+    floor = found.floor
+    return {
+        "component": floor.component,
+        "version": found.version,
+        "good": found.good,
+        "cve": floor.cve,
+        "what": floor.what,
+        "stopped_by": floor.stopped_by,
+    }
+
 
 def handle(args: argparse.Namespace) -> int:
-    """Examine, print, and return 0, 1 when a control is missing, or 4 when there is no engine or no box.
+    """Examine, print, and return 0; 1 when something mandatory does not hold; 4 when there is no engine or no box.
 
     Raises:
         PolicyError: the policy does not load.
     """
     import anyio
 
+    from orchestrator.cli.doctor_report import report
+
     findings = Findings()
     anyio.run(_examine, load_policy(args.policy, args.assignments), findings)
     if args.json:
         out_json(findings.to_dict())
     else:
-        _print(findings)
+        out(report(findings), end="")
     if findings.error is not None:
         say(str(findings.error))
     return findings.exit_code()
@@ -100,32 +168,38 @@ async def _examine(policy: Policy, findings: Findings) -> None:
     from anyio import to_thread
 
     from orchestrator.interpreter import Sandbox
-    from orchestrator.sandbox import image
+    from orchestrator.sandbox import floors, host, image
     from orchestrator.sandbox.engine import Engine
 
     try:
         engine = await to_thread.run_sync(Engine.connect)
-        findings.engine = await to_thread.run_sync(engine.info)
-        findings.image = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
-        async with Sandbox.open(policy, engine=engine) as box:
-            findings.box = box.info
+        try:
+            findings.engine = await to_thread.run_sync(engine.info)
+            findings.floors = floors.check(findings.engine)
+            findings.unknown = list(floors.unknown(findings.engine))
+            # Replaced once a box has told which host it is on.
+            findings.advice = host.advise(findings.engine, None, own_kernel=False)
+            findings.image = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
+            async with Sandbox.open(policy, engine=engine) as box:
+                findings.box = box.info
+                await _examine_box(box, policy, engine, findings, findings.engine)
+        finally:
+            engine.close()
     except SandboxError as error:
         findings.error = error
         findings.missing = error.controls if isinstance(error, HardeningError) else []
 
 
-def _print(findings: Findings) -> None:
-    if engine := findings.engine:
-        out(f"engine   Docker {engine.version} on Linux {engine.kernel}, cgroup v{engine.cgroup_version}")
-        out(f"runtimes {', '.join(engine.runtimes)} (default {engine.default_runtime})")
-        out(f"security {', '.join(engine.security_options) or 'nothing reported'}")
-    if image := findings.image:
-        out(f"image    {image.id} (protocol {image.protocol})")
-    if box := findings.box:
-        out(f"box      opened in {box.opened_s:.2f} s under {box.runtime}")
-        out(f"kernel   {box.kernel} (as the box sees it)")
-        width = max(map(len, box.controls), default=0)
-        for name, state in box.controls.items():
-            out(f"  {name:{width}}  {state}")
-    for control in findings.missing:
-        out(f"  MISSING  {control}")
+async def _examine_box(box: Sandbox, policy: Policy, engine: Engine, findings: Findings, about: EngineInfo) -> None:
+    from anyio import to_thread
+
+    from orchestrator import selfcheck
+    from orchestrator.sandbox import cis, gvisor, host
+
+    own_kernel = gvisor.serves({"kernel": box.info.kernel})
+    boot_id = await selfcheck.boot_id(box, policy)
+    sight = host.look() if host.is_here(about, boot_id, own_kernel=own_kernel) else None
+    findings.advice = host.advise(about, sight, own_kernel=own_kernel)
+    findings.cis = cis.judge(await to_thread.run_sync(engine.inspect, box.info.container), about)
+    async for outcome in selfcheck.run(box, policy):
+        findings.attacks.append(outcome)

@@ -23,7 +23,6 @@ BY_DESIGN: tuple[Control, ...] = (
         what="versions with a published way out are named",
         sets="`rlm-sandbox doctor`, from `orchestrator/sandbox/floors.py`",
         stops="known bugs of kernel, runtime and engine",
-        cis=("5.28",),
     ),
     Control(
         id="H32",

@@ -55,7 +55,7 @@ CONTROLS: tuple[Control, ...] = (
         what="no network: an empty namespace with loopback at most",
         sets="`NetworkMode` none, `NetworkDisabled`",
         stops="exfiltration, metadata services, engine APIs on the bridge (CVE-2025-9074)",
-        cis=("5.7", "5.8", "5.9", "5.10", "5.14", "5.30"),
+        cis=("5.10", "5.30"),
         engine=readback.setting("NetworkMode", "none"),
         inside=lambda facts, _: set(facts["interfaces"]) <= {"lo"},
     ),
@@ -123,7 +123,7 @@ CONTROLS: tuple[Control, ...] = (
         what="nothing of the host is mounted",
         sets="`Binds` and `Mounts` empty; the context comes over the stream",
         stops="path leaks, symlink swaps, filling the host's disk, the engine's socket (CVE-2026-6406)",
-        cis=("5.5", "5.20", "5.32"),
+        cis=("5.6", "5.20", "5.32"),
         engine=lambda record, wanted: (
             readback.nothing("Binds", "Mounts", "VolumesFrom")(record, wanted) and not record.get("Mounts")
         ),
@@ -282,7 +282,7 @@ CONTROLS: tuple[Control, ...] = (
         what="no device, no port, no namespace of the host",
         sets="`Privileged`, `Devices`, `DeviceRequests`, `PortBindings`, `PidMode`, `UTSMode` left empty",
         stops="direct escapes",
-        cis=("5.4", "5.8", "5.16", "5.18", "5.21"),
+        cis=("5.5", "5.8", "5.9", "5.14", "5.16", "5.18", "5.21"),
         engine=lambda record, wanted: (
             readback.nothing("Devices", "DeviceRequests", "Privileged", "PortBindings", "PublishAllPorts")(
                 record, wanted
@@ -296,7 +296,7 @@ CONTROLS: tuple[Control, ...] = (
         what="the image is used by id",
         sets="`Image`: an id, found by the hash of its sources; nothing is pulled",
         stops="swapped tags, images of others",
-        cis=("5.27",),
+        cis=("5.28",),
         engine=lambda record, wanted: record["Image"] == wanted.image,
     ),
     Control(
@@ -304,6 +304,7 @@ CONTROLS: tuple[Control, ...] = (
         what="work folder and program are ours",
         sets="`WorkingDir`, `Entrypoint`",
         stops="CVE-2024-21626 and its class",
+        cis=("5.7",),
         engine=lambda record, _: (
             record["Config"]["WorkingDir"] == WORKDIR and record["Config"]["Entrypoint"] == ENTRYPOINT
         ),

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -63,6 +63,7 @@ class EngineInfo:
         architecture: of the host, such as ``x86_64``.
         operating_system: of the host.
         swarm: whether the engine is part of a swarm.
+        name: host name of the engine's host.
     """
 
     version: str
@@ -76,6 +77,7 @@ class EngineInfo:
     architecture: str
     operating_system: str
     swarm: bool = False
+    name: str = ""
 
 
 @contextmanager
@@ -170,6 +172,7 @@ class Engine:
             architecture=info.get("Architecture", ""),
             operating_system=info.get("OperatingSystem", ""),
             swarm=(info.get("Swarm") or {}).get("LocalNodeState", "inactive") != "inactive",
+            name=info.get("Name", ""),
         )
 
     # Containers -----------------------------------------------------------------------------------------------------
@@ -236,10 +239,8 @@ class Engine:
                 filters={"container": [container], "event": ["oom", "die"]},
                 decode=True,
             )
-            try:
+            with closing(events):
                 return _died_of_memory(events)
-            finally:
-                events.close()
 
     def end(self, container: str, timeout_s: float) -> None:
         """See a container off that removes itself when it exits, and kill it if it stays; one that is gone is fine.

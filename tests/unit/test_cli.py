@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import tomllib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +22,6 @@ from orchestrator.cli.main import main
 from orchestrator.errors import (
     ContextError,
     EngineUnavailableError,
-    HardeningError,
     ImageError,
     LimitExceededError,
     ModelAuthenticationError,
@@ -36,11 +33,10 @@ from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.rlm.result import Result
 from orchestrator.trajectory.journal import JournalWriter
-from tests.support.cli import Stdin, write
+from tests.support.cli import HOSTILE, FakeBox, FakeEngine, Run, Stdin, one_complaint, write
 from tests.support.runs import a_run, replied, started
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = "\x1b]0;title\x07red\x1b[31m\u202e"
 
 
 @pytest.fixture(autouse=True)
@@ -107,28 +103,6 @@ def text(tmp_path: Path) -> str:
     path = tmp_path / "text.txt"
     path.write_text("some text")
     return str(path)
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line and gives exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        try:
-            code = main(arguments)
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return (code, *capfd.readouterr())
-
-    return call
-
-
-def one_complaint(err: str) -> bool:
-    return err.startswith("rlm-sandbox: ") and err.count("\n") == 1 and err.endswith("\n")
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -493,58 +467,6 @@ def test_files_may_stand_on_both_sides_of_an_option(cli: Run, runs: FakeRuns, tm
 # exec -----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class FakeBox:
-    """Stands in for a sandbox: its results are prepared.
-
-    Attributes:
-        results: what each cell gives, or raises, in order.
-        opened: arguments it was opened with.
-        ran: code and timeout of each cell.
-        failure: raised instead of opening.
-        info: what is told of it.
-        during: called while the second cell runs, which then ends only when it is stopped.
-        opening: called while it opens, which then never ends.
-    """
-
-    results: list[ExecutionResult | Exception] = field(default_factory=list)
-    opened: tuple[Any, ...] = ()
-    ran: list[tuple[str, float | None]] = field(default_factory=list)
-    failure: Exception | None = None
-    info: Any = None
-    during: Callable[[], object] | None = None
-    opening: Callable[[], object] | None = None
-
-    @asynccontextmanager
-    async def open(self, policy: Policy, context: Any = None, **_: Any) -> AsyncIterator[FakeBox]:
-        if self.failure is not None:
-            raise self.failure
-        if self.opening is not None:
-            self.opening()
-            await anyio.sleep_forever()
-        self.opened = (policy, context)
-        yield self
-
-    async def execute(self, code: str, timeout: float | None, stop: anyio.Event) -> ExecutionResult:
-        self.ran.append((code, timeout))
-        if self.during is not None and len(self.ran) > 1:
-            self.during()
-            await stop.wait()
-            return ExecutionResult("cancelled", stdout="so far\n", detail="it was asked to stop: interrupted")
-        outcome = self.results.pop(0) if self.results else ExecutionResult("ok")
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-
-@pytest.fixture
-def box(monkeypatch: pytest.MonkeyPatch) -> FakeBox:
-    """Let ``exec`` and ``doctor`` find a box whose cells end well."""
-    fake = FakeBox()
-    monkeypatch.setattr("orchestrator.interpreter.Sandbox", fake)
-    return fake
-
-
 CELLS = "a = 1\n# %% second\nprint(a)\n#%% is no marker\n# %%\n\n# %% last\na\n"
 
 
@@ -631,122 +553,7 @@ def test_exec_interrupted_while_the_box_opens_runs_nothing(cli: Run, box: FakeBo
     assert err.endswith("rlm-sandbox: interrupted after 0 of 3 cells\n")
 
 
-# doctor, image, clean -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FakeInfo:
-    version: str = "28.0"
-    runc: str = "1.3"
-    kernel: str = "6.1"
-    cgroup_version: str = "2"
-    security_options: tuple[str, ...] = ("name=seccomp",)
-    runtimes: tuple[str, ...] = ("runc", "runsc")
-    default_runtime: str = "runc"
-
-
-@dataclass(frozen=True)
-class FakeBoxInfo:
-    container: str = "c0ffee"
-    image: str = "sha256:1"
-    runtime: str = "runc"
-    controls: dict[str, str] = field(default_factory=lambda: {"H1": "no network: held", "H10": "no mount: held"})
-    opened_s: float = 0.4
-    kernel: str = "Linux version 6.1"
-
-
-@dataclass(slots=True)
-class FakeEngine:
-    """Stands in for the engine; without one, connecting fails."""
-
-    there: bool = True
-    built: list[bool] = field(default_factory=list)
-
-    def connect(self) -> FakeEngine:
-        if not self.there:
-            raise EngineUnavailableError("no Docker engine answers: start dockerd, or set DOCKER_HOST")
-        return self
-
-    def info(self) -> FakeInfo:
-        return FakeInfo()
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, box: FakeBox) -> FakeEngine:
-    """Let commands find an engine, an image, and nothing to sweep."""
-    from orchestrator.sandbox.image import ImageRef
-
-    fake = FakeEngine()
-    box.info = FakeBoxInfo()
-    image = ImageRef("sha256:1", "abc", 1)
-
-    def build(_: Any, *, force: bool, report: Callable[[str], None]) -> ImageRef:
-        fake.built.append(force)
-        report("building the image")
-        return image
-
-    async def sweep(_: Any) -> list[str]:
-        return []
-
-    monkeypatch.setattr("orchestrator.sandbox.engine.Engine", fake)
-    monkeypatch.setattr("orchestrator.sandbox.image.find", lambda *_: image)
-    monkeypatch.setattr("orchestrator.sandbox.image.build", build)
-    monkeypatch.setattr("orchestrator.sandbox.container.sweep", sweep)
-    return fake
-
-
-def test_doctor_lists_engine_image_and_every_control(cli: Run, engine: FakeEngine) -> None:
-    code, out, err = cli("doctor")
-    assert (code, err) == (0, "")
-    for part in ("Docker 28.0", "cgroup v2", "runc, runsc", "sha256:1", "H1   no network: held", "H10  no mount: held"):
-        assert part in out
-    assert "Linux version 6.1 (as the box sees it)" in out
-
-
-def test_doctor_with_json_tells_the_same_as_data(cli: Run, engine: FakeEngine) -> None:
-    code, out, _ = cli("doctor", "--json")
-    told = json.loads(out)
-    assert (code, told["ok"], told["missing"], told["error"]) == (0, True, [], None)
-    assert told["engine"]["cgroup_version"] == "2"
-    assert told["image"] == {"id": "sha256:1", "content": "abc", "protocol": 1}
-    assert told["controls"]["H1"] == "no network: held"
-    assert told["kernel"] == "Linux version 6.1"
-
-
-@pytest.mark.parametrize("flag", [[], ["--json"]])
-def test_doctor_without_a_mandatory_control_is_exit_code_1(
-    cli: Run, engine: FakeEngine, box: FakeBox, flag: list[str]
-) -> None:
-    box.failure = HardeningError(["H19 seccomp: found 0, expected 2"])
-    code, out, err = cli("doctor", *flag)
-    assert code == 1
-    assert "H19 seccomp: found 0, expected 2" in out
-    assert one_complaint(err)
-
-
-@pytest.mark.parametrize("flag", [[], ["--json"]])
-def test_doctor_without_an_engine_is_exit_code_4(cli: Run, engine: FakeEngine, flag: list[str]) -> None:
-    engine.there = False
-    code, out, err = cli("doctor", *flag)
-    assert (code, err) == (4, "rlm-sandbox: no Docker engine answers: start dockerd, or set DOCKER_HOST\n")
-    if flag:
-        assert json.loads(out)["engine"] is None
-
-
-def test_doctor_without_an_image_still_tells_of_the_engine(
-    cli: Run, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def find(*_: Any) -> None:
-        raise ImageError("the sandbox image is not built: run `rlm-sandbox image build`")
-
-    monkeypatch.setattr("orchestrator.sandbox.image.find", find)
-    code, out, err = cli("doctor")
-    assert code == 4
-    assert "Docker 28.0" in out
-    assert "run `rlm-sandbox image build`" in err
+# image, clean ---------------------------------------------------------------------------------------------------------
 
 
 def test_image_build_prints_the_id_and_its_progress_apart(cli: Run, engine: FakeEngine) -> None:
@@ -782,47 +589,7 @@ def test_clean_tells_what_it_removed(cli: Run, engine: FakeEngine, monkeypatch: 
     assert json.loads(cli("clean", "--json")[1]) == {"removed": ["0123456789abcdef"]}
 
 
-# policy, journal ------------------------------------------------------------------------------------------------------
-
-
-def test_policy_show_prints_a_policy_that_loads_to_the_same_values(cli: Run, tmp_path: Path) -> None:
-    given = ['models.allowed=["a\\"b", "é"]', "budget.cost_usd=1e-7", "sandbox.runtime=runsc"]
-    code, out, err = cli("policy", "show", "strict", *(part for item in given for part in ("--set", item)))
-    assert (code, err) == (0, "")
-    effective = Policy.load("strict").override(given)
-    (tmp_path / "shown.toml").write_text(out)
-    assert Policy.load(tmp_path / "shown.toml") == effective
-    assert tomllib.loads(out)["models"]["allowed"] == ['a"b', "é"]
-
-
-def test_policy_show_with_json_prints_the_values(cli: Run) -> None:
-    code, out, _ = cli("policy", "show", "--json")
-    assert code == 0
-    assert Policy.from_data(json.loads(out)) == Policy.load("default")
-
-
-def test_policy_check_says_whether_a_file_is_a_policy(cli: Run, tmp_path: Path) -> None:
-    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
-    good.write_text("[budget]\ncalls = 5\n")
-    bad.write_text("[budget]\ncals = 5\nturns = 0\n")
-    assert cli("policy", "check", str(good)) == (0, f"{good}: a valid policy\n", "")
-    assert json.loads(cli("policy", "check", str(good), "--json")[1]) == {
-        "policy": str(good),
-        "name": "good",
-        "valid": True,
-    }
-    code, out, err = cli("policy", "check", str(bad))
-    assert (code, out) == (2, "")
-    assert one_complaint(err)
-    assert "unknown key 'budget.cals'" in err
-    assert "budget.turns = 0" in err
-    code, out, complaint = cli("policy", "check", str(bad), "--json")
-    assert (code, complaint) == (2, err)
-    assert json.loads(out) == {
-        "policy": str(bad),
-        "valid": False,
-        "error": err.removeprefix("rlm-sandbox: ").removesuffix("\n"),
-    }
+# journal --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +47,7 @@ class Api:
         self._error = error
         self.stream = Events(events or [])
         self.asked: dict[str, Any] = {}
+        self.more: dict[str, Any] = {}
 
     def create_container_from_config(self, _config: object, _name: str) -> dict[str, str]:
         if self._error is not None:
@@ -58,7 +58,7 @@ class Api:
         raise requests.ReadTimeout("UnixHTTPConnectionPool(host='localhost', port=None): Read timed out.")
 
     def info(self) -> dict[str, Any]:
-        return {"Runtimes": {"runc": {}, "crun": {}}}
+        return {"Runtimes": {"runc": {}, "crun": {}}, "Name": "vm"} | self.more
 
     def version(self) -> dict[str, Any]:
         return {"Version": "20.10"}
@@ -84,6 +84,21 @@ def test_another_refusal_keeps_its_own_words(runtime: str) -> None:
     api = Api(docker.errors.APIError("400", explanation="invalid mount"))
     with pytest.raises(EngineUnavailableError, match="refused to create the container: invalid mount"):
         engine(api).create({"HostConfig": {"Runtime": runtime}}, "box")
+
+
+@pytest.mark.parametrize(
+    ("more", "swarm"),
+    [
+        ({}, False),
+        ({"Swarm": None}, False),
+        ({"Swarm": {"LocalNodeState": "inactive"}}, False),
+        ({"Swarm": {"LocalNodeState": "active"}}, True),
+    ],
+)
+def test_an_engine_says_where_it_is_and_whether_it_is_of_a_swarm(more: dict[str, Any], *, swarm: bool) -> None:
+    api = Api()
+    api.more = more
+    assert (engine(api).info().name, engine(api).info().swarm) == ("vm", swarm)
 
 
 def test_an_engine_that_hangs_is_not_said_to_be_gone() -> None:
@@ -123,10 +138,10 @@ def test_what_a_container_died_of_is_what_came_just_before(events: list[dict[str
 
 def test_a_socket_that_nobody_listens_on_leaves_none_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/engine.sock")
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(EngineUnavailableError, match="No such file or directory"):
         Engine.connect()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(Path("/proc/self/fd").iterdir()) == before
     gc.collect()  # a socket that was left open would be an error here: filterwarnings
 
 
