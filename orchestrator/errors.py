@@ -25,7 +25,7 @@ Code that a model wrote and that fails is none of these: it is an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -43,7 +43,16 @@ class ConfigurationError(RlmSandboxError):
 
 
 class PolicyError(ConfigurationError):
-    """A policy does not parse, holds an unknown key, or would widen what it may only narrow."""
+    """A policy does not parse, holds an unknown key, or would widen what it may only narrow.
+
+    Attributes:
+        problems: each on a line of its own; the message has them all.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        """Keep ``problems`` as data; the message alone is one, where there is no more to tell."""
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 class ContextError(ConfigurationError):

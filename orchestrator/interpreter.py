@@ -15,7 +15,6 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from orchestrator import bundle
 from orchestrator import context as contexts
 from orchestrator.context import Context
 from orchestrator.errors import (
@@ -31,7 +30,7 @@ from orchestrator.errors import (
 from orchestrator.kernel.client import KernelClient, preload
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
-from orchestrator.sandbox import attestation, hardening, image, namespaces
+from orchestrator.sandbox import attestation, effective, hardening, image, namespaces
 from orchestrator.sandbox import container as containers
 from orchestrator.sandbox.container import Container
 from orchestrator.sandbox.engine import Engine
@@ -252,7 +251,7 @@ async def _engine(engine: Engine | None) -> AsyncIterator[Engine]:
 @asynccontextmanager
 async def _box(engine: Engine, policy: Policy) -> AsyncIterator[tuple[Container, hardening.Wanted]]:
     found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
-    seccomp = json.dumps(json.loads(bundle.path("policies/seccomp.json").read_text("utf-8")), separators=(",", ":"))
+    seccomp = effective.seccomp()
     config = hardening.container_config(policy, found.id, seccomp, containers.labels(policy.budget.wall_s))
     async with containers.started(engine, config) as container:
         yield container, hardening.Wanted(policy, found.id, seccomp, namespaces.host())

@@ -155,12 +155,15 @@ class Policy(_Table):
         """Validate plain data.
 
         Raises:
-            PolicyError: with one line a problem, naming key and remedy.
+            PolicyError: with one of its ``problems`` for each, naming key and remedy.
         """
         try:
             return cls.model_validate(_arrays_to_tuples(data))
         except ValidationError as error:
-            raise PolicyError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+            problems = [_explain(problem) for problem in error.errors()]
+            raise PolicyError(
+                f"{source}: " + "; ".join(problems), [f"{source}: {line}" for line in problems]
+            ) from error
 
     def override(self, assignments: list[str]) -> Policy:
         """Return this policy with ``table.key=value`` assignments applied; values are TOML, bare words are strings.

@@ -96,6 +96,11 @@ def content_hash() -> str:
     return digest.hexdigest()
 
 
+def tag(content: str) -> str:
+    """Return the tag that the image of that content hash is given when it is built."""
+    return f"{REPOSITORY}:{content[:12]}"
+
+
 def find(engine: Engine, reference: str = "") -> ImageRef:
     """Return the image built from these very sources, or the one ``reference`` names; nothing is built or pulled.
 
@@ -163,7 +168,7 @@ def _build(engine: Engine, *, force: bool, report: Report) -> ImageRef:
             context,
             build_args={"BASE_IMAGE": base, "ROOT": root},
             labels={CONTENT_LABEL: content, PROTOCOL_LABEL: str(PROTOCOL_VERSION), BASE_LABEL: base},
-            tag=f"{REPOSITORY}:{content[:12]}",
+            tag=tag(content),
         )
     images = engine.images(CONTENT_LABEL)
     stale = [old for old in images if old.labels[CONTENT_LABEL] == content and old.id != image]

@@ -22,7 +22,7 @@ COMMANDS = {
     "exec": "[FILE] --context --unpack --policy --set --timeout --json",
     "doctor": "--policy --set --json",
     "image build": "--force --json",
-    "policy show": "[NAME|PATH] --set --json",
+    "policy show": "[NAME|PATH] --effective --format --full --set --json",
     "policy check": "FILE --json",
     "journal show": "FILE|RUN --journal --full --json",
     "journal list": "--journal --json",

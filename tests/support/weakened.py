@@ -13,7 +13,7 @@ from anyio import to_thread
 from orchestrator import interpreter
 from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.policy import Policy
-from orchestrator.sandbox import container, hardening, image
+from orchestrator.sandbox import container, effective, hardening, image
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.mux import refuse_everything
 
@@ -33,7 +33,7 @@ async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]
     try:
         found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
         labels = container.labels(policy.budget.wall_s)
-        config = hardening.container_config(policy, found.id, seccomp_profile(), labels)
+        config = hardening.container_config(policy, found.id, effective.seccomp(), labels)
         weaken(config)
         async with (
             container.started(engine, config) as started,
@@ -55,15 +55,6 @@ async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]
             yield Sandbox(client, mux, policy, info)
     finally:
         engine.close()
-
-
-def seccomp_profile() -> str:
-    """Return the shipped profile as the engine is sent it."""
-    import json
-
-    from orchestrator import bundle
-
-    return json.dumps(json.loads(bundle.path("policies/seccomp.json").read_text("utf-8")), separators=(",", ":"))
 
 
 def with_seccomp(profile: str | None) -> Weaken:
