@@ -84,7 +84,7 @@ def test_every_layer_is_in_the_map() -> None:
     "document",
     [
         str(path.relative_to(ROOT))
-        for folder in (".", "orchestrator", "policies", "sandbox_image")
+        for folder in (".", ".github", "orchestrator", "policies", "sandbox_image")
         for path in sorted((ROOT / folder).rglob("*.md") if folder != "." else ROOT.glob("*.md"))
     ],
 )
