@@ -26,6 +26,7 @@ COMMANDS = {
     "policy check": "FILE --json",
     "journal show": "FILE|RUN --journal --full --json",
     "journal list": "--journal --json",
+    "kernel install": "--policy --name --prefix --sys-prefix --plain --json",
     "clean": "--json",
 }
 
