@@ -5,6 +5,7 @@ Nothing here decides who may spend; :mod:`orchestrator.ledger` does, and it alon
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,19 @@ from orchestrator.policy import Budget
 NANO = 10**9
 """Units of money in one US dollar."""
 
-# The amount's field and the policy key that limits it, in the order in which a shortage is reported.
-_BUDGETS = {"calls": "calls", "tokens": "tokens", "cost_nano": "cost_usd", "children": "children", "turns": "turns"}
+# The amount's fields, as they are declared, and the policy keys that limit them; a shortage is reported in this order.
+_BUDGETS = {
+    "calls": "calls",
+    "tokens": "tokens",
+    "cost_nano": "cost_usd",
+    "children": "children",
+    "turns": "turns",
+    "bytes_in": "bytes_in",
+    "bytes_out": "bytes_out",
+}
 # When one of these is spent nothing can leave the host any more. Money is not among them: a model without a price still
-# answers. Nor are turns and children: the cell of the last turn may still make its sub-calls.
+# answers. Nor are turns and children: the cell of the last turn may still make its sub-calls. Nor bytes: the root model
+# needs none of them for its last word.
 _ENDING = frozenset(("calls", "tokens"))
 
 
@@ -33,6 +43,8 @@ class Amount:
         cost_nano: money, in 1e-9 US dollars.
         children: child runs.
         turns: root turns; they count in their own run's scope alone.
+        bytes_in: UTF-8 of answers that went into a box.
+        bytes_out: UTF-8 of prompts, contexts and answers that came out of one.
 
     Raises:
         ValueError: a field is not a whole number, or is negative.
@@ -43,42 +55,46 @@ class Amount:
     cost_nano: int = 0
     children: int = 0
     turns: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what would corrupt a sum: fractions, NaN, booleans, negative numbers."""
-        for name in _BUDGETS:
-            value = getattr(self, name)
+        for name, value in zip(_BUDGETS, _values(self), strict=True):
             if type(value) is not int or value < 0:
                 raise ValueError(f"an amount's {name} is a whole number of at least 0, not {value!r}")
 
     def __add__(self, other: Amount) -> Amount:
         """Add field by field."""
-        return Amount(**{name: getattr(self, name) + getattr(other, name) for name in _BUDGETS})
+        return Amount(*map(operator.add, _values(self), _values(other)))
 
     def __sub__(self, other: Amount) -> Amount:
         """Subtract field by field; a negative result is a ValueError."""
-        return Amount(**{name: getattr(self, name) - getattr(other, name) for name in _BUDGETS})
+        return Amount(*map(operator.sub, _values(self), _values(other)))
 
     def __mul__(self, times: int) -> Amount:
         """Multiply every field."""
-        return Amount(**{name: getattr(self, name) * times for name in _BUDGETS})
+        return Amount(*(value * times for value in _values(self)))
 
     def minus(self, other: Amount) -> Amount:
         """Subtract field by field, stopping at 0."""
-        return Amount(**{name: max(getattr(self, name) - getattr(other, name), 0) for name in _BUDGETS})
+        return Amount(*(max(mine - its, 0) for mine, its in zip(_values(self), _values(other), strict=True)))
 
     def smaller(self, other: Amount) -> Amount:
         """Return the smaller of each field."""
-        return Amount(**{name: min(getattr(self, name), getattr(other, name)) for name in _BUDGETS})
+        return Amount(*map(min, _values(self), _values(other)))
 
     def times_in(self, whole: Amount) -> int | None:
         """Return how often this fits into ``whole``; None when it is nothing and fits without end."""
-        pairs = [(getattr(whole, name), getattr(self, name)) for name in _BUDGETS]
+        pairs = zip(_values(whole), _values(self), strict=True)
         return min((there // each for there, each in pairs if each), default=None)
 
     def short_in(self, whole: Amount) -> str | None:
         """Return the first policy key of which ``whole`` holds less than this, or None when it holds enough."""
-        return next((key for name, key in _BUDGETS.items() if getattr(self, name) > getattr(whole, name)), None)
+        for key, mine, there in zip(_BUDGETS.values(), _values(self), _values(whole), strict=True):
+            if mine > there:
+                return key
+        return None
 
     def by_key(self) -> dict[str, int | float]:
         """Return plain numbers by policy key, money in dollars."""
@@ -88,12 +104,26 @@ class Amount:
             "cost_usd": self.cost_nano / NANO,
             "children": self.children,
             "turns": self.turns,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
         }
 
     @classmethod
     def of(cls, budget: Budget) -> Amount:
         """Return what ``budget`` allows, exactly."""
-        return cls(budget.calls, budget.tokens, round(budget.cost_usd * NANO), budget.children, budget.turns)
+        return cls(
+            calls=budget.calls,
+            tokens=budget.tokens,
+            cost_nano=round(budget.cost_usd * NANO),
+            children=budget.children,
+            turns=budget.turns,
+            bytes_in=budget.bytes_in,
+            bytes_out=budget.bytes_out,
+        )
+
+
+# All fields, in the order in which they are declared; several amounts are made for every sub-call.
+_values = operator.attrgetter(*_BUDGETS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +154,10 @@ class Bill:
         return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
 
 
-_FROM_AMOUNT = ("calls", "tokens", "cost_nano", "turns")
+_FROM_AMOUNT = ("calls", "tokens", "cost_nano", "turns", "bytes_in", "bytes_out")
+# What a provider bills, and what can so turn out higher than was held for it.
+_BILLED = ("tokens", "cost_nano")
+OVERBILLED = "overbilled"
 _FROM_BILL = tuple(name for name in Bill.__dataclass_fields__ if name != "model")
 
 
@@ -134,15 +167,17 @@ class Account:
 
     Attributes:
         limit: what may be spent.
+        alive_limit: child runs below it that may be alive at a time.
         spent: what was, by settled reservations.
         reserved: what is held for what is under way.
-        latched: the policy key of the budget that ended it, for good.
+        latched: the policy key of the budget that ended it, or :data:`OVERBILLED`; for good.
         closed: its run is over.
         alive: child runs below it that are not over.
         tallies: details of what was spent, by depth and model.
     """
 
     limit: Amount
+    alive_limit: int = 0
     spent: Amount = field(default_factory=Amount)
     reserved: Amount = field(default_factory=Amount)
     latched: str | None = None
@@ -154,6 +189,11 @@ class Account:
     def left(self) -> Amount:
         """What may still be reserved."""
         return self.limit.minus(self.spent + self.reserved)
+
+    @property
+    def alive_left(self) -> int:
+        """Child runs that may still be opened below it now."""
+        return max(self.alive_limit - self.alive, 0)
 
     def settle(self, held: Amount, actual: Amount) -> None:
         """Turn a reservation into spending, and latch when a budget is passed or, of calls and tokens, used up."""
@@ -219,13 +259,16 @@ class Path:
             account.reserved -= share
 
     def settle(self, held: Amount, actual: Amount, bill: Bill) -> None:
-        """Replace what was held by what was spent."""
+        """Replace what was held by what was spent; a bill above what was held closes the scope that made the call."""
         details = {name: getattr(actual, name) for name in _FROM_AMOUNT}
         details |= {name: getattr(bill, name) for name in _FROM_BILL}
         held_shares = [share for _, share in self._shares(held)]
         for (account, share), held_share in zip(self._shares(actual), held_shares, strict=True):
             account.settle(held_share, share)
             account.tallies.setdefault((self.depth, bill.model), Counter()).update(details)
+        own = self.accounts[0]
+        if own.latched is None and any(getattr(actual, name) > getattr(held, name) for name in _BILLED):
+            own.latched = OVERBILLED
 
     def _shares(self, amount: Amount) -> Iterator[tuple[Account, Amount]]:
         """Yield each account with what it is charged of ``amount``: turns stay with the run that takes them."""

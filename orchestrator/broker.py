@@ -3,8 +3,13 @@
 A refusal holds a stable word, perhaps a number, and one plain sentence; never a host path, a traceback, a model's name,
 a provider's message or a key. The words, and what the number is:
 
-``calls``, ``tokens``, ``cost_usd``, ``children``, ``depth``, ``wall_s``
+``calls``, ``tokens``, ``cost_usd``, ``children``, ``children_alive``, ``depth``, ``wall_s``, ``bytes_in``,
+``bytes_out``
     that budget of the policy does not allow it: what is left; for a batch, how many prompts would fit
+``overbilled``
+    a provider billed more than a request can cost at worst; the run can spend no more
+``call_timeout_s``, ``cell_timeout_s``
+    the call took that many seconds; the cell it belongs to is about to be stopped
 ``unknown_method``, ``invalid_params``
     no such method; not the parameters it takes: the nearest number that would do, where it was one
 ``no_open_cell``, ``duplicate_id``, ``too_many_calls``
@@ -25,6 +30,7 @@ a provider's message or a key. The words, and what the number is:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -42,18 +48,21 @@ from orchestrator.errors import (
     RlmSandboxError,
 )
 from orchestrator.events import FinalSet, Recorder
-from orchestrator.ledger import Scope
+from orchestrator.ledger import Amount, Reservation, Scope
 from orchestrator.metering import Complete, Till
 from orchestrator.models import retry
 from orchestrator.models.base import Message, Model, ModelRequest
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
 from orchestrator.subcalls import Subcalls
-from orchestrator.text import cut_to_bytes
+from orchestrator.text import cut_to_bytes, size
+from orchestrator.traffic import Lane
 from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 
-ChildHandler = Callable[[str, Context, int], Awaitable[str]]
-"""Carries out a child run, ``await child(query, context, cell)``, and returns its answer.
+ChildHandler = Callable[[str, Context, int, Reservation], Awaitable[str]]
+"""Carries out a child run, ``await child(query, context, cell, held)``, and returns its answer.
+
+``held`` holds the child itself, which :meth:`~orchestrator.ledger.Scope.child` books.
 
 It raises RpcRefusal to refuse, and LimitExceededError, ModelError or another RlmSandboxError as they come.
 """
@@ -83,6 +92,8 @@ class Broker:
         prices: the price table.
         recorder: the run's events.
         limiter: of ``policy.models.in_flight``, one for the whole tree of runs.
+        lane: the tree's way to the providers.
+        cell_ends: gives when the open cell will be stopped, on the event loop's clock.
         child: carries out child runs; None turns every ``rlm_query`` into a plain sub-call.
         complete: how a model is asked, retries included.
 
@@ -104,6 +115,8 @@ class Broker:
         limiter: anyio.CapacityLimiter,
         child: ChildHandler | None,
         complete: Complete = retry.complete,
+        lane: Lane | None = None,
+        cell_ends: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.final: str | None = None
         self.fatal: RlmSandboxError | None = None
@@ -114,11 +127,14 @@ class Broker:
         self._open_named = open_named
         self._recorder = recorder
         self._child = child
+        self._alive = policy.budget.children_alive
         self._subcalls = Subcalls(
-            Till(scope, prices, recorder, complete),
+            Till(scope, prices, recorder, complete, lane),
             limiter=limiter,
             check=self._check_running,
             max_bytes=policy.limits.frame_kb * _KIB,
+            timeout_s=policy.limits.call_timeout_s,
+            cell_ends=cell_ends,
         )
         self._books = CellBooks()
         self._refusals = RefusalLog(recorder)
@@ -145,6 +161,7 @@ class Broker:
             refusal = RpcRefusal(error.code, _MODEL_ERRORS.get(error.code, "the model failed"))
         except JournalError as error:
             refusal = self._stop(error)
+        await self._books.pace()
         try:
             raise refusal
         finally:
@@ -165,6 +182,10 @@ class Broker:
         method = self._methods.get(call.method)
         if method is None:
             raise RpcRefusal("unknown_method", "there is no such method")
+        if (
+            call.body and call.method != "final"
+        ):  # the answer is what the run is for; one is accepted, and it is bounded
+            self._scope.spend(Amount(bytes_out=size(call.body)))
         return await method(call, cell)
 
     async def _llm_query(self, call: RpcCall, cell: int) -> RpcReply:
@@ -174,23 +195,34 @@ class Broker:
             request = self._request(query.prompt, query.max_tokens)
             return await self._subcalls.ask(self._model(query.model), request, cell)
         batch = self._books.batch(query.batch)
+        if batch.model is None:
+            raise params.invalid("that batch is one of child runs")
         if query.model not in (None, batch.name) or query.max_tokens not in (None, batch.max_tokens):
             raise params.invalid("model and max_tokens of a batch are set when it is opened")
         request = self._request(query.prompt, batch.max_tokens)
-        held = batch.draw(self._subcalls.input_cost(batch.model, request.worst_case_input_tokens()))
+        held = batch.draw(self._subcalls.input_cost(batch.model, request.likely_input_tokens()))
         return await self._subcalls.ask(batch.model, request, cell, held, query.batch)
 
     async def _batch_open(self, call: RpcCall, _cell: int) -> RpcReply:
         plan = params.batch_plan(call.params, call.body, self._models, self._limits)
         self._check_running()
+        if plan.children and self._has_children:
+            return self._children_open(plan.n)
         model = self._model(plan.model)
         frame = self._request("", plan.max_tokens)
-        # The estimate counts a token for two bytes, and a character has at least one; a prompt that has more reserves
-        # the difference when it leaves.
-        input_tokens = frame.worst_case_input_tokens() + -(-plan.characters // (2 * plan.n))
+        # A character has at least one byte; a prompt that has more reserves the difference when it leaves.
+        input_tokens = frame.likely_input_tokens() + -(-plan.characters // (2 * plan.n))
         held = self._subcalls.reserve_batch(model, plan.n, input_tokens, frame.max_tokens)
         identity = self._books.add(Batch(model, plan.model, frame.max_tokens, plan.n, held))
         return RpcReply({"batch": identity, "window": min(plan.n, self._models.in_flight)})
+
+    def _children_open(self, n: int) -> RpcReply:
+        try:
+            held = self._scope.reserve(Amount(children=n))
+        except LimitExceededError as error:
+            raise LimitExceededError(error.reason, self._scope.fits(Amount(children=1), n)) from error
+        identity = self._books.add(Batch(None, None, 0, n, held))
+        return RpcReply({"batch": identity, "window": max(min(n, self._alive), 1)})
 
     async def _batch_close(self, call: RpcCall, _cell: int) -> RpcReply:
         self._books.remove(params.batch_id(call.params, call.body))
@@ -199,20 +231,42 @@ class Broker:
     async def _rlm_query(self, call: RpcCall, cell: int) -> RpcReply:
         query = params.child_query(call.params, call.body, self._limits)
         self._check_running()
-        if self._child is None or self._scope.remaining()["depth"] < 1:
-            # As the paper has it: where no further run may start, the question goes to a model as it is.
-            request = self._request(params.plain_prompt(query, self._limits), None)
-            return await self._subcalls.ask(self._sub_model, request, cell)
-        try:
-            answer = await self._child(query.query, query.context, cell)
-        except (LimitExceededError, ModelError, JournalError):
-            raise
-        except RlmSandboxError as error:
-            raise RpcRefusal("child_failed", "the child run could not be carried out") from error
-        return RpcReply(body=cut_to_bytes(answer, self._limits.answer_mb * _MIB))
+        batch = None if query.batch is None else self._books.batch(query.batch)
+        if batch is not None and (batch.model is None) is not self._has_children:
+            raise params.invalid("that batch is not one of child runs")
+        if self._child is not None and self._has_children:
+            return RpcReply(body=await self._run_child(self._child, query, cell, batch))
+        # As the paper has it: where no further run may start, the question goes to a model as it is.
+        request = self._request(params.plain_prompt(query, self._limits), None)
+        held = None
+        if batch is not None:
+            held = batch.draw(self._subcalls.input_cost(self._sub_model, request.likely_input_tokens()))
+        return await self._subcalls.ask(self._sub_model, request, cell, held, query.batch)
+
+    @property
+    def _has_children(self) -> bool:
+        return self._child is not None and self._scope.levels > 0
+
+    async def _run_child(self, child: ChildHandler, query: params.ChildQuery, cell: int, batch: Batch | None) -> str:
+        itself = Amount(children=1)
+        most = min(self._limits.answer_mb * _MIB, max(int(self._scope.remaining()["bytes_in"]), 1))
+        with (
+            self._scope.reserve(itself) if batch is None else batch.draw(itself) as held,
+            self._scope.reserve(Amount(bytes_in=most)) as room,
+        ):
+            try:
+                answer = await child(query.query, query.context, cell, held)
+            except (LimitExceededError, ModelError, JournalError):
+                raise
+            except RlmSandboxError as error:
+                raise RpcRefusal("child_failed", "the child run could not be carried out") from error
+            text = cut_to_bytes(answer, most)
+            room.settle(Amount(bytes_in=size(text)))
+        return text
 
     async def _budget(self, call: RpcCall, _cell: int) -> RpcReply:
         params.nothing(call.params, call.body)
+        await self._books.pace()
         return RpcReply(dict(self._scope.remaining()))
 
     async def _final(self, call: RpcCall, cell: int) -> RpcReply:

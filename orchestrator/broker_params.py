@@ -50,20 +50,23 @@ class BatchPlan:
         characters: length of all of them together.
         model: as in :class:`SubQuery`, for every prompt.
         max_tokens: likewise.
+        children: whether it is one of child runs.
     """
 
     n: int
     characters: int
     model: str | None
     max_tokens: int | None
+    children: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ChildQuery:
-    """``rlm_query``: the question and the context of a child run."""
+    """``rlm_query``: the question and the context of a child run, and the batch whose reservation holds it, or None."""
 
     query: str
     context: Context
+    batch: str | None = None
 
 
 def sub_query(params: dict[str, Any], body: str, models: ModelSettings, limits: Limits) -> SubQuery:
@@ -85,14 +88,20 @@ def batch_plan(params: dict[str, Any], body: str, models: ModelSettings, limits:
     Raises:
         RpcRefusal: ``invalid_params``, ``model_not_allowed`` or ``prompt_too_large``.
     """
-    _only(params, "n", "characters", "model", "max_tokens")
+    _only(params, "n", "characters", "model", "max_tokens", "method")
     no_body(body)
+    method = _word(params, "method") or "llm_query"
+    if method not in ("llm_query", "rlm_query"):
+        raise invalid("the method of a batch is llm_query or rlm_query")
+    children = method == "rlm_query"
+    if children and params.keys() & {"model", "max_tokens"}:
+        raise invalid("child runs take neither model nor max_tokens")
     n = whole(params, "n", 1, MAX_BATCH)
     characters = whole(params, "characters", 0, 2**53)
-    most = n * limits.frame_kb * _KIB
+    most = n * (limits.answer_mb * _MIB if children else limits.frame_kb * _KIB)
     if characters > most:
         raise RpcRefusal("prompt_too_large", f"{n:,} prompts have at most {most:,} characters", limit=most)
-    return BatchPlan(n, characters, _model(params, models), _max_tokens(params, models))
+    return BatchPlan(n, characters, _model(params, models), _max_tokens(params, models), children)
 
 
 def batch_id(params: dict[str, Any], body: str) -> str:
@@ -115,13 +124,13 @@ def child_query(params: dict[str, Any], body: str, limits: Limits) -> ChildQuery
     Raises:
         RpcRefusal: ``invalid_params``, ``prompt_too_large`` (the question) or ``context_too_large``.
     """
-    _only(params, "query", "layout")
+    _only(params, "query", "layout", "batch")
     query = params.get("query")
     if not isinstance(query, str) or not query.strip():
         raise invalid("query is a text that is not empty")
     check_size(query, MAX_QUERY_BYTES, "prompt")
-    check_size(body, limits.context_mb * _MIB, "context")
-    return ChildQuery(query, decode_context(params.get("layout"), body))
+    check_size(body, min(limits.context_mb, limits.answer_mb) * _MIB, "context")
+    return ChildQuery(query, decode_context(params.get("layout"), body), _word(params, "batch"))
 
 
 def final_answer(params: dict[str, Any], body: str, limits: Limits) -> str:

@@ -100,11 +100,13 @@ class ModelError(RlmSandboxError):
     Attributes:
         code: a stable word for the journal and, where it concerns a sub-call, for the box.
         attempts: how many requests left this host before giving up.
+        may_be_billed: the request left, and no verdict of the provider's came back: it may bill it all the same.
     """
 
     exit_code = 5
     code: ClassVar[str] = "model_error"
     attempts: int = 1
+    may_be_billed: bool = False
 
 
 class ModelAuthenticationError(ModelError):
@@ -122,10 +124,11 @@ class ModelUnavailableError(ModelError):
 
     code = "model_unavailable"
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        """Remember what the provider said about when to come back."""
+    def __init__(self, message: str, *, retry_after_s: float | None = None, may_be_billed: bool = False) -> None:
+        """Remember what the provider said about when to come back, if it said anything."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.may_be_billed = may_be_billed
 
 
 class ModelRequestError(ModelError):
@@ -138,8 +141,9 @@ class LimitExceededError(RlmSandboxError):
     """A budget is used up.
 
     Attributes:
-        reason: which one, as the policy key names it: ``calls``, ``tokens``, ``cost_usd``, ``depth``,
-            ``children``, ``turns`` or ``wall_s``.
+        reason: which one, as the policy key names it: ``calls``, ``tokens``, ``cost_usd``, ``depth``, ``children``,
+            ``children_alive``, ``turns``, ``bytes_in``, ``bytes_out``, ``wall_s``, ``cell_timeout_s`` or
+            ``call_timeout_s``. Or ``overbilled``: a provider billed more than a request can cost at worst.
         limit: how much of it was left for what was asked, in the key's own unit.
     """
 

@@ -7,11 +7,12 @@ every budget, at every moment::
 
     spent + reserved <= budget
 
-The one exception is a bill higher than the reservation made for it (a tokenizer denser than the estimate, a provider
-that ignores ``max_tokens``). The truth is recorded, and the excess comes out of what is left. Where that is not enough
-the budget is passed by the missing part, and by no more: nothing further can be reserved, and once ``spent`` alone is
-above the budget the scope is closed to spending for good, with the budget's name as the reason
-(:attr:`Scope.exhausted`).
+The one exception is a bill higher than the reservation made for it. A reservation is a true worst case, so such a bill
+breaks a promise (a provider that ignores ``max_tokens``, or bills for text that was not sent), and what the next one
+would be nobody can say. The truth is recorded, the excess comes out of what is left, and the scope that made the call
+is closed to spending for good, with ``overbilled`` as the reason (:attr:`Scope.exhausted`). Where what is left is less
+than the excess, the budget is passed by the missing part, and by no more; each scope that is passed is closed likewise,
+with the budget's name as the reason.
 
 Everything is counted in whole numbers, money in units of 1e-9 US dollars, so nothing is lost by rounding.
 
@@ -149,23 +150,34 @@ class Scope:
             budget: what the whole tree may spend.
             clock: monotonic seconds.
         """
-        path = Path((Account(Amount.of(budget)),), depth=0)
+        path = Path((Account(Amount.of(budget), budget.children_alive),), depth=0)
         return cls(path, levels=budget.depth, wall_s=budget.wall_s, latest=float("inf"), clock=clock)
 
     @property
     def exhausted(self) -> str | None:
-        """The budget, as the policy names it, that closed this scope or one around it to spending; None while open.
+        """What closed this scope or one around it to spending, for good; None while open.
 
-        That is the wall time when it has passed, calls and tokens when all are spent, and any budget a bill has passed.
+        That is a budget as the policy names it: the wall time when it has passed, calls and tokens when all are spent,
+        any budget a bill has passed. Or it is ``overbilled``.
         """
         if self._account.latched is None and self._clock() >= self.deadline:
             self._account.latched = "wall_s"
         return next((account.latched for account in self._path.accounts if account.latched), None)
 
     @property
+    def levels(self) -> int:
+        """Levels of child runs that may still be opened below."""
+        return self._levels
+
+    @property
     def alive_children(self) -> int:
         """Child runs, at any level below, that are not over."""
         return self._account.alive
+
+    @property
+    def alive_left(self) -> int:
+        """Child runs that may be opened now beside those that are alive."""
+        return min(account.alive_left for account in self._path.accounts)
 
     def reserve(self, amount: Amount) -> Reservation:
         """Hold ``amount`` in this scope and in all around it, or nothing anywhere.
@@ -178,6 +190,15 @@ class Scope:
         reservation.extend(amount)
         return reservation
 
+    def spend(self, amount: Amount) -> None:
+        """Book ``amount``, which is known and happens now, here and in all around; or nothing anywhere.
+
+        Raises:
+            LimitExceededError: it does not fit, or the scope is exhausted.
+            RuntimeError: the scope or one around it is closed.
+        """
+        self.reserve(amount).settle(amount)
+
     def fits(self, amount: Amount, most: int) -> int:
         """Return how many times ``amount`` could be reserved now, at most ``most``."""
         if self.exhausted:
@@ -185,25 +206,35 @@ class Scope:
         times = amount.times_in(self._path.left())
         return most if times is None else min(times, most)
 
-    def child(self, budget: Budget) -> Scope:
+    def child(self, budget: Budget, held: Reservation | None = None) -> Scope:
         """Open a scope inside this one, for a child run.
 
-        Its limits are the smaller of ``budget`` and what remains here at this moment; its turns, which are each run's
-        own, the smaller of ``budget``'s and this run's. ``budget.depth`` counts the levels below the child.
+        Its limits are the smaller of ``budget`` and what remains here at this moment; those that are no stock (its
+        turns, and its children alive at a time) the smaller of ``budget``'s and this run's. ``budget.depth`` counts the
+        levels below the child.
+
+        Args:
+            budget: what the child may spend at most.
+            held: a reservation that holds the child itself, as one of a batch does; one is made here without it.
 
         Raises:
-            LimitExceededError: no level, child or wall time is left, or not one call and token for it.
+            LimitExceededError: no level, child, place or wall time is left, or not one call, token and byte for it.
             RuntimeError: the scope or one around it is closed.
         """
         if self._levels < 1:
             raise LimitExceededError("depth", 0)
-        with self.reserve(Amount(calls=1, tokens=1, children=1)) as least:
-            least.split(Amount(children=1)).settle(Amount(children=1))
+        if not self.alive_left:
+            raise LimitExceededError("children_alive", 0)
+        if held is None:
+            held = self.reserve(Amount(children=1))
+        with held, self.reserve(Amount(calls=1, tokens=1, bytes_in=1, bytes_out=1)):
+            held.split(Amount(children=1)).settle(Amount(children=1))
         limit = Amount.of(budget).smaller(replace(self._path.left(), turns=self._account.limit.turns))
+        alive = min(budget.children_alive, self._account.alive_limit)
         for account in self._path.accounts:
             account.alive += 1
         return Scope(
-            Path((Account(limit), *self._path.accounts), self.depth + 1),
+            Path((Account(limit, alive), *self._path.accounts), self.depth + 1),
             levels=min(budget.depth, self._levels - 1),
             wall_s=budget.wall_s,
             latest=self.deadline,
@@ -222,6 +253,7 @@ class Scope:
         """Return what is left here now, reservations taken off, by policy key; numbers alone, so a box may see it."""
         return {
             **self._path.left().by_key(),
+            "children_alive": self.alive_left,
             "wall_s": max(self.deadline - self._clock(), 0.0),
             "depth": self._levels,
         }
@@ -230,8 +262,8 @@ class Scope:
         """Return what was spent here and below, as plain data.
 
         Totals (``calls``, ``tokens`` and their four kinds, ``cost_usd``, ``unpriced_calls``, ``estimated_calls``,
-        ``turns``, ``children``), ``wall_s`` from opening to closing or now, and the same totals under ``by_model`` and,
-        by depth in the tree, under ``by_depth``.
+        ``turns``, ``bytes_in``, ``bytes_out``, ``children``), ``wall_s`` from opening to closing or
+        now, and the same totals under ``by_model`` and, by depth in the tree, under ``by_depth``.
         """
         ended = self._clock() if self._ended is None else self._ended
         return {**self._account.usage(), "wall_s": ended - self._began}
@@ -241,4 +273,4 @@ class Scope:
             raise RuntimeError("the scope is closed")
         reason = self.exhausted
         if reason is not None:
-            raise LimitExceededError(reason, self.remaining()[reason])
+            raise LimitExceededError(reason, self.remaining().get(reason, 0))

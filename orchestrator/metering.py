@@ -5,9 +5,10 @@ Root turns and sub-calls both pay here. What is charged:
 - an answer costs what the provider billed. A bill that cannot be true (negative counts) is replaced by the worst case,
   for the ledger and the journal alike;
 - an attempt that the provider answered with an error costs its call and no tokens;
-- a request that left and was never answered, because the cell, the run or its wall time ended, costs its worst case and
-  is marked as estimated: a provider may go on and bill after the connection is closed, and a budget that counted on
-  the contrary could be passed;
+- an attempt that left and got no verdict, because the reply broke off or never came, or the cell, the run or its wall
+  time ended, costs its worst case and is marked as estimated: a provider may go on and bill after the connection is
+  closed, and a budget that counted on the contrary could be passed. Each such attempt does, so a repetition of one
+  reserves a worst case of its own;
 - a model that breaks, by an exception that is no ModelError or by returning what is no reply, may have been billed: it
   costs its worst case too;
 - a request that never left costs nothing.
@@ -18,6 +19,7 @@ it, and those in calls and tokens do.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +31,8 @@ from orchestrator.ledger import NANO, Amount, Bill, Reservation, Scope
 from orchestrator.models import retry
 from orchestrator.models.base import Model, ModelReply, ModelRequest, StopReason, Usage
 from orchestrator.models.prices import PriceTable
-from orchestrator.text import one_line
+from orchestrator.text import one_line, size
+from orchestrator.traffic import Lane
 
 _DETAIL_WIDTH = 240
 
@@ -69,12 +72,14 @@ class Till:
         prices: the price table.
         recorder: its events; retries are recorded there.
         complete: how a model is asked.
+        lane: the way to the providers, which every attempt takes; None is one without limits.
     """
 
     scope: Scope
     prices: PriceTable
     recorder: Recorder
     complete: Complete = retry.complete
+    lane: Lane | None = None
 
     def bound(self, model: Model, input_tokens: int, output_tokens: int, *, calls: int = 1) -> Amount:
         """Return the most that so many calls with so many tokens in all may cost."""
@@ -93,15 +98,21 @@ class Exchange:
         model: whom to ask.
         request: what to ask.
         held: a reservation of the worst case, with a turn in it where it is one; :meth:`run` ends it, in whatever way
-            it is left itself.
+            it is left itself. Bytes in it are settled too: those out as they are held, those in as the answer has.
         till: where to pay.
+        deadline: when an answer is no longer waited for, on the event loop's clock; the scope's deadline holds anyway.
     """
 
-    def __init__(self, model: Model, request: ModelRequest, held: Reservation, till: Till) -> None:
-        self._model = _Watched(model)
+    def __init__(
+        self, model: Model, request: ModelRequest, held: Reservation, till: Till, deadline: float = math.inf
+    ) -> None:
+        worst = till.worst_case(model, request)
+        self._model = _Watched(model, till.lane, worst.tokens)
         self._request = request
         self._held = held
         self._till = till
+        self._deadline = min(deadline, till.scope.deadline)
+        self._worst = worst
         self._began = time.monotonic()
 
     @property
@@ -123,56 +134,56 @@ class Exchange:
         """
         try:
             reply, _ = await self._till.complete(
-                self._model, self._request, deadline=self._till.scope.deadline, on_retry=self._before_retry
+                self._model, self._request, deadline=self._deadline, on_retry=self._before_retry
             )
         except BaseException:
-            self._pay_for_failure()
+            self._pay(None)
             raise
-        if _is_true(reply.usage):
-            cost_nano = self._pay(reply.usage)
-        else:
-            tokens = self._request.worst_case_input_tokens()
-            reply = replace(reply, usage=Usage(tokens, self._request.max_tokens, estimated=True))
-            cost_nano = self._pay_worst_case()
+        if not _is_true(reply.usage):
+            reply = replace(reply, usage=self._most)
+        cost_nano = self._pay(reply)
         cost_usd = None if cost_nano is None else cost_nano / NANO
         return Answer(reply, cost_usd, self.attempts, self.elapsed_s)
 
+    @property
+    def _most(self) -> Usage:
+        return Usage(self._request.worst_case_input_tokens(), self._request.max_tokens, estimated=True)
+
     def _before_retry(self, failed: retry.Retry) -> None:
-        self._held.extend(Amount(calls=1))
+        lost = replace(self._worst, calls=0) if failed.error.may_be_billed else Amount()
+        self._held.extend(Amount(calls=1) + lost)
         self._till.recorder.emit(
             RetryScheduled(self._request.purpose, failed.attempt, failed.error.code, failed.wait_s)
         )
 
-    def _pay(self, usage: Usage) -> int | None:
-        cost_nano = self._till.prices.cost_nano(self._model.name, usage)
+    def _pay(self, reply: ModelReply | None) -> int | None:
+        """Book the bill, and the worst case of every attempt whose bill nobody knows; return what both cost."""
+        usage = Usage() if reply is None else reply.usage
+        if not self.attempts:
+            self._held.release()
+            return None
+        lost, held, name = self._model.lost, self._held.held, self._model.name
+        cost_nano = self._till.prices.cost_nano(name, usage)
+        price = None if cost_nano is None else cost_nano + lost * self._worst.cost_nano
+        told = _counts(usage)
+        told = (told[0] + lost * self._most.input_tokens, told[1] + lost * self._most.output_tokens, *told[2:])
         self._held.settle(
-            Amount(self.attempts, usage.total, cost_nano or 0, turns=self._held.held.turns),
+            Amount(
+                calls=self.attempts,
+                tokens=sum(told),
+                cost_nano=price or 0,
+                turns=held.turns,
+                bytes_in=min(0 if reply is None else size(reply.text), held.bytes_in),
+                bytes_out=held.bytes_out,
+            ),
             Bill(
-                self._model.name,
-                *_counts(usage),
-                unpriced_calls=int(cost_nano is None),
-                estimated_calls=int(usage.estimated),
+                name,
+                *told,
+                unpriced_calls=int(price is None and (reply is not None or lost > 0)),
+                estimated_calls=lost + int(usage.estimated),
             ),
         )
-        return cost_nano
-
-    def _pay_for_failure(self) -> None:
-        if self._model.unanswered:
-            self._pay_worst_case()
-        elif self.attempts:
-            self._held.settle(Amount(self.attempts, turns=self._held.held.turns), Bill(self._model.name))
-        else:
-            self._held.release()
-
-    def _pay_worst_case(self) -> int | None:
-        tokens = self._request.worst_case_input_tokens()
-        unpriced = self._till.prices.cost_nano(self._model.name, Usage()) is None
-        most = self._till.bound(self._model, tokens, self._request.max_tokens, calls=self.attempts)
-        self._held.settle(
-            most + Amount(turns=self._held.held.turns),
-            Bill(self._model.name, tokens, self._request.max_tokens, unpriced_calls=int(unpriced), estimated_calls=1),
-        )
-        return None if unpriced else most.cost_nano
+        return price
 
 
 def _counts(usage: Usage) -> tuple[int, int, int, int]:
@@ -196,15 +207,17 @@ def _checked(reply: object) -> ModelReply:
 
 
 class _Watched:
-    """A model that tells how many requests left through it, and whether the last is unanswered.
+    """A model that tells how many requests left through it, and of how many of them nobody knows the bill.
 
     Here, and nowhere else, whatever a model may do wrong becomes a ModelError: anybody may write one.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, lane: Lane | None, tokens: int) -> None:
         self._model = model
+        self._lane = lane
+        self._tokens = tokens
         self.sent = 0
-        self.unanswered = False
+        self.lost = 0
 
     @property
     def name(self) -> str:
@@ -212,23 +225,38 @@ class _Watched:
         return self._model.name
 
     async def complete(self, request: ModelRequest) -> ModelReply:
-        """Pass the request on.
+        """Pass the request on, once it is its turn at the provider.
 
         Raises:
             ModelError: the model's own, or one that tells what else it raised or returned.
         """
+        if self._lane is None:
+            return await self._ask(request)
+        async with self._lane.passing(self._model, self._tokens) as passage:
+            lost = self.lost
+            try:
+                reply = await self._ask(request)
+            except ModelError:
+                if self.lost == lost:
+                    passage.used(0)
+                raise
+            if _is_true(reply.usage):
+                passage.used(reply.usage.total)
+            return reply
+
+    async def _ask(self, request: ModelRequest) -> ModelReply:
         self.sent += 1
-        self.unanswered = True
+        self.lost += 1
         try:
             reply: object = await self._model.complete(request)
-        except ModelError:
-            self.unanswered = False
+        except ModelError as error:
+            self.lost -= not error.may_be_billed
             raise
         except Exception as error:
             detail = one_line(str(error), _DETAIL_WIDTH)
             raise ModelError(f"the model raised {type(error).__name__}{f': {detail}' if detail else ''}") from error
         answer = _checked(reply)
-        self.unanswered = False
+        self.lost -= 1
         return answer
 
     async def aclose(self) -> None:

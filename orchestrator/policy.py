@@ -37,6 +37,9 @@ class Budget(_Table):
         tokens: input and output tokens, cached ones included.
         cost_usd: US dollars by the price table; calls to unpriced models are counted apart.
         children: child runs in the whole tree.
+        children_alive: child runs of the tree at a time, each with a box of its own; further ones wait for a place.
+        bytes_in: UTF-8 of all answers that go into the boxes.
+        bytes_out: UTF-8 of all prompts, contexts of child runs and answers that come out of them.
     """
 
     calls: Positive = 2000
@@ -46,6 +49,9 @@ class Budget(_Table):
     tokens: Positive = 20_000_000
     cost_usd: Dollars = 10.0
     children: Count = 32
+    children_alive: Count = 4
+    bytes_in: Count = 4 * 2**30
+    bytes_out: Count = 4 * 2**30
 
 
 class Limits(_Table):
@@ -60,6 +66,7 @@ class Limits(_Table):
         open_files: descriptors of a process.
         output_kb: output of one cell that leaves the box, a stream; more is cut in the middle, at the source.
         cell_timeout_s: seconds a cell may run.
+        call_timeout_s: seconds one sub-call may take, its retries included.
         start_timeout_s: seconds a box may take to become ready.
         frame_kb: largest single frame, and so the largest prompt of one sub-call.
         context_mb: largest context, as UTF-8.
@@ -75,6 +82,7 @@ class Limits(_Table):
     open_files: Annotated[int, Field(ge=128, le=65536)] = 512
     output_kb: Annotated[int, Field(ge=4, le=1 << 16)] = 256
     cell_timeout_s: Seconds = 300.0
+    call_timeout_s: Seconds = 300.0
     start_timeout_s: Seconds = 60.0
     frame_kb: Annotated[int, Field(ge=64, le=1 << 16)] = 8192
     context_mb: Annotated[int, Field(ge=1, le=1 << 16)] = 512
@@ -107,6 +115,9 @@ class ModelSettings(_Table):
         allowed: names a cell may ask for with ``llm_query(model=…)``, besides the default.
         max_tokens: most output tokens of one reply.
         in_flight: sub-calls of one tree of runs that may be at a provider at once.
+        provider_in_flight: requests, of all runs of this process, that may be at one provider at once.
+        requests_per_minute: requests to one provider in any minute, of all runs of this process; 0 for any number.
+        tokens_per_minute: tokens of one provider in any minute, likewise.
         direct_below_chars: a context shorter than this is answered by one plain call; 0 turns that off.
     """
 
@@ -115,6 +126,9 @@ class ModelSettings(_Table):
     allowed: tuple[str, ...] = ()
     max_tokens: Annotated[int, Field(ge=16, le=1_000_000)] = 8192
     in_flight: Annotated[int, Field(ge=1, le=1024)] = 16
+    provider_in_flight: Annotated[int, Field(ge=1, le=65536)] = 128
+    requests_per_minute: Count = 0
+    tokens_per_minute: Count = 0
     direct_below_chars: Count = 0
 
     @property
@@ -190,8 +204,10 @@ class Policy(_Table):
         mine, its = self.model_dump(), other.model_dump()
         for table in ("budget", "limits"):
             mine[table] = {key: min(value, its[table][key]) for key, value in mine[table].items()}
-        for key in ("max_tokens", "in_flight"):
+        for key in ("max_tokens", "in_flight", "provider_in_flight"):
             mine["models"][key] = min(mine["models"][key], its["models"][key])
+        for key in ("requests_per_minute", "tokens_per_minute"):  # 0 is no limit
+            mine["models"][key] = min(filter(None, (mine["models"][key], its["models"][key])), default=0)
         mine["models"]["allowed"] = tuple(name for name in self.models.allowed if name in other.models.allowed)
         return Policy.model_validate(mine)
 

@@ -15,12 +15,13 @@ from orchestrator.errors import RlmSandboxError
 from orchestrator.events import CellFinished, CellStarted, Recorder, SandboxClosed, SandboxOpened
 from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.kernel.result import ExecutionResult
-from orchestrator.ledger import Scope
+from orchestrator.ledger import Reservation, Scope
 from orchestrator.metering import Complete
 from orchestrator.models import retry
 from orchestrator.models.base import Model
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.traffic import Lane
 from orchestrator.transport.rpc import RpcCall, RpcHandler, RpcRefusal, RpcReply
 
 
@@ -53,12 +54,14 @@ class ChildCall:
         context: what it is about.
         cell: the cell that waits for the answer.
         deadline: when that cell will be stopped, on the event loop's clock.
+        held: holds the child itself, for :meth:`~orchestrator.ledger.Scope.child`.
     """
 
     query: str
     context: Context
     cell: int
     deadline: float
+    held: Reservation
 
 
 ChildRun = Callable[[ChildCall], Awaitable[str]]
@@ -74,6 +77,7 @@ class Backing:
         open_named: gives the model for a name of ``policy.models.allowed``.
         prices: the price table.
         limiter: sub-calls that may be at a provider at once.
+        lane: the tree's way to the providers.
         open_box: opens a box.
         complete: how a model is asked, retries included.
     """
@@ -84,6 +88,7 @@ class Backing:
     limiter: anyio.CapacityLimiter
     open_box: OpenBox = open_sandbox
     complete: Complete = retry.complete
+    lane: Lane | None = None
 
 
 class Session:
@@ -165,9 +170,10 @@ class Session:
         if self._failure is not None:
             raise self._failure
 
-    async def run_child(self, child: ChildRun, query: str, context: Context, cell: int) -> str:
-        """Carry out a child run within the time of the cell that asked for it."""
-        return await child(ChildCall(query, context, cell, self._cell_ends))
+    @property
+    def cell_ends(self) -> float:
+        """When the cell that runs will be stopped, on the event loop's clock."""
+        return self._cell_ends
 
     def attach(self, box: Box, broker: Broker) -> None:
         """Bind the box and the handler of its calls, which needed the session before the box was up."""
@@ -195,10 +201,10 @@ async def open_session(
     """
     session = Session(recorder)
 
-    async def run_child(query: str, its_context: Context, cell: int) -> str:
+    async def run_child(query: str, its_context: Context, cell: int, held: Reservation) -> str:
         if child is None:
             raise RuntimeError("the broker was told that there are no child runs")
-        return await session.run_child(child, query, its_context, cell)
+        return await child(ChildCall(query, its_context, cell, session.cell_ends, held))
 
     broker = Broker(
         scope=scope,
@@ -210,6 +216,8 @@ async def open_session(
         limiter=backing.limiter,
         child=None if child is None else run_child,
         complete=backing.complete,
+        lane=backing.lane,
+        cell_ends=lambda: session.cell_ends,
     )
     container, reason = "", ""
     try:

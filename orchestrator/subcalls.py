@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import anyio
 
@@ -14,6 +14,11 @@ from orchestrator.metering import Answer, Exchange, Till
 from orchestrator.models.base import Model, ModelRequest
 from orchestrator.text import cut_to_bytes
 from orchestrator.transport.rpc import RpcReply
+
+# Budgets of which more is held for a call under way than it is going to cost.
+_RETURNING = frozenset(("tokens", "cost_usd", "bytes_in"))
+# Of an answer; to have one cut to less would be worth nothing.
+_LEAST_BYTES = 4096
 
 
 class Subcalls:
@@ -28,10 +33,19 @@ class Subcalls:
             keeps its place, so a provider that is overloaded is asked by fewer.
         check: raises when the run is being stopped; asked last before a request leaves.
         max_bytes: the largest answer, as UTF-8; of a larger one beginning and end are kept.
+        timeout_s: seconds one may take from when it leaves, retries included.
+        cell_ends: gives when the open cell will be stopped, on the event loop's clock.
     """
 
     def __init__(
-        self, till: Till, *, limiter: anyio.CapacityLimiter, check: Callable[[], None], max_bytes: int
+        self,
+        till: Till,
+        *,
+        limiter: anyio.CapacityLimiter,
+        check: Callable[[], None],
+        max_bytes: int,
+        timeout_s: float,
+        cell_ends: Callable[[], float],
     ) -> None:
         self._till = till
         self._scope = till.scope
@@ -39,6 +53,8 @@ class Subcalls:
         self._limiter = limiter
         self._check = check
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._cell_ends = cell_ends
         self._number = 0
         self._under_way = 0
         self._settled = anyio.Event()
@@ -48,15 +64,16 @@ class Subcalls:
         return self._till.bound(model, input_tokens, 0)
 
     def reserve_batch(self, model: Model, n: int, input_tokens: int, max_tokens: int) -> Reservation:
-        """Hold what a batch costs for certain, its calls and its input, or refuse it whole.
+        """Hold what a batch is going to cost, its calls and its input, or refuse it whole.
 
-        The worst case of a reply is reserved by each prompt as it leaves, and here only checked once. Most replies are
-        short: to hold the longest possible one for every prompt would refuse batches that fit many times over.
+        Its input is held as it is likely to be. The worst case, and that of a reply, is reserved by each prompt as it
+        leaves, and here only checked once. Most text has three or four bytes a token and most replies are short: to
+        hold the worst case for every prompt would refuse batches that fit many times over.
 
         Args:
             model: whom all are for.
             n: prompts.
-            input_tokens: of one prompt, on average.
+            input_tokens: likely of one prompt, on average.
             max_tokens: most output tokens of one reply.
 
         Raises:
@@ -95,14 +112,18 @@ class Subcalls:
         with held or self._scope.reserve(Amount(calls=1)) as paying:
             async with self._limiter:
                 await self._cover(paying, model, request)
+                most_bytes = paying.held.bytes_in
                 self._check()
                 self._number += 1
                 number = self._number
                 prompt = request.messages[-1].text
                 self._recorder.emit(SubcallStarted(number, cell, model.name, prompt, request.max_tokens, batch))
-                answer = await self._exchange(number, model, request, paying)
+                call_ends, cell_ends = anyio.current_time() + self._timeout_s, self._cell_ends()
+                exchange = Exchange(model, request, paying, self._till, min(call_ends, cell_ends))
+                late = ("call_timeout_s", self._timeout_s) if call_ends <= cell_ends else ("cell_timeout_s", 0.0)
+                answer = await self._exchange(number, exchange, LimitExceededError(*late), min(call_ends, cell_ends))
         reply = answer.reply
-        text = cut_to_bytes(reply.text, self._max_bytes)
+        text = cut_to_bytes(reply.text, most_bytes)
         self._recorder.emit(
             SubcallFinished(
                 call=number,
@@ -117,32 +138,35 @@ class Subcalls:
         return RpcReply({"stop": reply.stop_reason}, text)
 
     async def _cover(self, held: Reservation, model: Model, request: ModelRequest) -> None:
-        """Bring ``held`` up to the worst case of ``request``.
+        """Bring ``held`` up to the worst case of ``request`` and of the bytes of its answer.
 
         What is missing may be held by sub-calls under way, most of which cost less than they hold. While there are any,
         this waits for the next to end; without any, it is refused. Each of them ends, so nobody waits for ever.
         """
-        needed = self._till.worst_case(model, request)
+        needed = self._till.worst_case(model, request) + Amount(bytes_in=self._max_bytes)
         while True:
             try:
                 held.extend(needed.minus(held.held))
             except LimitExceededError as error:
-                if error.reason not in ("tokens", "cost_usd") or self._scope.exhausted or not self._under_way:
+                if error.reason == "bytes_in" and error.limit >= _LEAST_BYTES:
+                    needed = replace(needed, bytes_in=int(error.limit))  # the answer will be cut to that
+                    continue
+                if error.reason not in _RETURNING or self._scope.exhausted or not self._under_way:
                     raise
             else:
                 return
             await self._settled.wait()
 
-    async def _exchange(self, number: int, model: Model, request: ModelRequest, held: Reservation) -> Answer:
-        exchange = Exchange(model, request, held, self._till)
+    async def _exchange(self, number: int, exchange: Exchange, late: LimitExceededError, deadline: float) -> Answer:
+        """Ask; what does not answer by the ``deadline`` is refused as ``late``, or as the run's own end."""
         self._under_way += 1
         try:
             return await exchange.run()
         except ModelError as error:
-            late = isinstance(error, ModelUnavailableError) and self._scope.exhausted == "wall_s"
-            self._record_failure(number, exchange, "wall_s" if late else error.code, str(error))
-            if late:
-                raise LimitExceededError("wall_s", 0) from error
+            over = self._over(error, late, deadline)
+            self._record_failure(number, exchange, over.reason if over else error.code, str(error))
+            if over is not None:
+                raise over from error
             raise
         except LimitExceededError as error:
             self._record_failure(number, exchange, error.reason, str(error))
@@ -154,6 +178,14 @@ class Subcalls:
             self._under_way -= 1
             self._settled.set()
             self._settled = anyio.Event()
+
+    def _over(self, error: ModelError, late: LimitExceededError, deadline: float) -> LimitExceededError | None:
+        """Return the limit of time that made the model's answer not come, if it was one."""
+        if not isinstance(error, ModelUnavailableError):
+            return None
+        if self._scope.exhausted == "wall_s":
+            return LimitExceededError("wall_s", 0)
+        return late if anyio.current_time() >= deadline else None
 
     def _record_failure(self, number: int, exchange: Exchange, code: str, detail: str) -> None:
         self._recorder.emit(SubcallFailed(number, code, detail, exchange.attempts, exchange.elapsed_s))

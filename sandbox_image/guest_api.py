@@ -1,4 +1,4 @@
-"""What model code can call: ``llm_query`` and its kin, as plain functions over one connection to the supervisor.
+"""What model code can call: ``llm_query`` and its kin, as plain functions, each with an awaitable twin ``.aio``.
 
 All of this lives in the kernel's process, so model code may read, patch or break it; that harms only itself. Every
 budget, depth and limit is kept by the host.
@@ -6,138 +6,41 @@ budget, depth and limit is kept by the host.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
-import os
 import queue
-import socket
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Self
 
-from sandbox_image import wire
-from sandbox_image.wire import Kind
-
-_Reply = tuple[dict[str, Any], str]
+from sandbox_image.calls import Connection, QueryRefused
 
 # What a host whose handler knows plain queries alone says of a batch.
 _NO_BATCHES = "unknown_method"
+# Refusals of a batch whose limit is the number of items that would fit.
+_COUNTED = frozenset(("calls", "tokens", "cost_usd", "children"))
 
-
-class QueryRefused(Exception):  # noqa: N818 - the name model code is told
-    """A call was refused or failed.
-
-    Attributes:
-        reason: stable word, such as ``calls``, ``tokens``, ``depth``, ``model_unavailable`` or ``invalid_params``.
-        limit: what would have been allowed, where that is a number; else None.
-    """
-
-    def __init__(self, reason: str, limit: float | None, message: str) -> None:
-        """Hold the facts; the text names reason and limit too, because models read tracebacks."""
-        super().__init__(f"{message} (reason={reason!r}, limit={limit!r})")
-        self.reason = reason
-        self.limit = limit
+Progress = Callable[[int, int], object]
 
 
 class FailedQuery(str):
-    """Stands in a batch's results where an item failed; its text is ``[query failed: REASON]``."""
+    """Stands in a batch's results where an item failed; its text is ``[query failed: REASON]``.
 
-    __slots__ = ("reason",)
+    Attributes:
+        reason: as of QueryRefused.
+        message: a sentence; of a child run that reached a limit, with its partial answer.
+    """
+
+    __slots__ = ("message", "reason")
     reason: str
+    message: str
 
-    def __new__(cls, reason: str) -> Self:
+    def __new__(cls, reason: str, message: str = "") -> Self:
         """Make one for ``reason``."""
         text = super().__new__(cls, f"[query failed: {reason}]")
         text.reason = reason
+        text.message = message
         return text
-
-
-class Connection:
-    """Calls to the host, many at once, from any thread.
-
-    Two threads do the I/O: neither is the main thread, so an interrupt never cuts a message in half. The writer takes a
-    slot for every call it sends and the reader gives it back with the answer, so no more are under way than the host
-    accepts; the host answers every call, if only to say that its cell is over.
-
-    Attributes:
-        window: calls under way at once, at most.
-    """
-
-    def __init__(self, sock: socket.socket, max_frame: int, max_message: int, window: int) -> None:
-        """Take over ``sock``; the I/O threads start with the first call."""
-        self.window = window
-        self._slots = threading.Semaphore(window)
-        self._sock = sock
-        self._max_frame = max_frame
-        self._max_message = max_message
-        self._pid = os.getpid()
-        self._start_lock = threading.Lock()
-        self._started = False
-        self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._waiting: dict[str, Callable[[dict[str, Any], str], None]] = {}
-
-    def submit(
-        self, method: str, params: dict[str, Any], body: str, done: Callable[[dict[str, Any], str], None]
-    ) -> None:
-        """Send a call when there is room; ``done`` gets the reply's head and body on the reader's thread."""
-        if os.getpid() != self._pid:
-            raise QueryRefused("forked_process", None, "only the process of the REPL itself can make calls")
-        encoded = body.encode("utf-8", "replace")
-        if len(encoded) > self._max_message:
-            limit = self._max_message
-            raise QueryRefused(
-                "too_large", limit, f"the text has {len(encoded):,} bytes; at most {limit:,} can be sent"
-            )
-        with self._start_lock:
-            if not self._started:
-                self._started = True
-                threading.Thread(target=self._write, daemon=True, name="rpc-writer").start()
-                threading.Thread(target=self._read, daemon=True, name="rpc-reader").start()
-        identity = os.urandom(16).hex()
-        self._waiting[identity] = done
-        self._outgoing.put(wire.pack_message({"id": identity, "method": method, "params": params}, encoded))
-
-    def call(self, method: str, params: dict[str, Any] | None = None, body: str = "") -> _Reply:
-        """Make a call and wait for its answer.
-
-        Raises:
-            QueryRefused: the host refused, or the call failed.
-        """
-        replies: queue.SimpleQueue[tuple[dict[str, Any], str]] = queue.SimpleQueue()
-        self.submit(method, params or {}, body, lambda head, text: replies.put((head, text)))
-        return unwrap(*replies.get())
-
-    def _write(self) -> None:
-        while True:
-            message = self._outgoing.get()
-            self._slots.acquire()
-            for frame in wire.encode_fragments(message, min(wire.CHUNK, self._max_frame - 1)):
-                self._sock.sendall(frame)
-
-    def _read(self) -> None:
-        decoder = wire.Decoder(self._max_frame, frozenset((Kind.RPC,)))
-        assembler = wire.Assembler(self._max_message + wire.MAX_HEAD)
-        while data := self._sock.recv(1 << 20):
-            for frame in decoder.feed(data):
-                message = assembler.feed(frame.payload)
-                if message is None:
-                    continue
-                head, body = wire.unpack_message(message)
-                done = self._waiting.pop(head["id"], None)
-                if done is not None:  # None: it answers a call of the kernel before this one
-                    self._slots.release()
-                    done(head, str(body, "utf-8"))
-
-
-def unwrap(head: dict[str, Any], body: str) -> _Reply:
-    """Return result and body of a reply.
-
-    Raises:
-        QueryRefused: it is a refusal.
-    """
-    error = head.get("error")
-    if error is not None:
-        raise QueryRefused(error["reason"], error["limit"], error["message"])
-    return head["result"], body
 
 
 class GuestApi:
@@ -151,11 +54,13 @@ class GuestApi:
 
     def names(self) -> dict[str, Any]:
         """Return the names to define in the REPL."""
+        rlm_query = _with_aio(self.rlm_query, self._rlm_query_aio)
         return {
-            "llm_query": self.llm_query,
-            "llm_query_batched": self.llm_query_batched,
-            "rlm_query": self.rlm_query,
-            "sub_RLM": self.rlm_query,
+            "llm_query": _with_aio(self.llm_query, self._llm_query_aio),
+            "llm_query_batched": _with_aio(self.llm_query_batched, _in_thread(self.llm_query_batched)),
+            "rlm_query": rlm_query,
+            "rlm_query_batched": _with_aio(self.rlm_query_batched, _in_thread(self.rlm_query_batched)),
+            "sub_RLM": rlm_query,
             "budget": self.budget,
             "FINAL": self.final,
             "FINAL_VAR": self.final_var,
@@ -167,66 +72,71 @@ class GuestApi:
         """Ask a language model; returns its answer as text.
 
         The model sees only ``prompt``, so put the text it needs into it. Raises QueryRefused when a budget is used up
-        or the model could not answer.
+        or the model could not answer. ``await llm_query.aio(prompt)`` does the same beside others.
         """
         return self._connection.call("llm_query", _options(model, max_tokens), _prompt(prompt))[1]
 
+    async def _llm_query_aio(self, prompt: str, *, model: str | None = None, max_tokens: int | None = None) -> str:
+        """Ask a language model and await its answer; see llm_query."""
+        return (await self._connection.acall("llm_query", _options(model, max_tokens), _prompt(prompt)))[1]
+
     def llm_query_batched(
-        self, prompts: Iterable[str], *, model: str | None = None, max_tokens: int | None = None
+        self,
+        prompts: Iterable[str],
+        *,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        partial: bool = False,
+        progress: Progress | None = None,
     ) -> list[str]:
         """Ask many prompts at once, concurrently; returns the answers in the order of the prompts.
 
         A prompt that fails leaves a FailedQuery (a str, with ``.reason``) in its place. A batch that is larger than the
-        budget is refused whole: QueryRefused, whose ``.limit`` says how many prompts would fit.
+        budget is refused whole: QueryRefused, whose ``.limit`` says how many prompts would fit; ``partial=True`` asks
+        the first ones that fit and leaves a FailedQuery for each of the others. ``progress`` is called with the number
+        of answers so far and that of prompts.
         """
         texts = [_prompt(prompt) for prompt in prompts]
-        if not texts:
-            return []
-        params, window = self._open_batch(texts, _options(model, max_tokens))
-        answers: list[str] = [""] * len(texts)
-        replies: queue.SimpleQueue[tuple[int, dict[str, Any], str]] = queue.SimpleQueue()
-
-        def send(index: int) -> None:
-            self._connection.submit(
-                "llm_query", params, texts[index], lambda head, body: replies.put((index, head, body))
-            )
-
-        try:
-            for index in range(window):
-                send(index)
-            for received in range(len(texts)):
-                index, head, body = replies.get()
-                error = head.get("error")
-                answers[index] = FailedQuery(error["reason"]) if error else body
-                if received + window < len(texts):
-                    send(received + window)
-        finally:
-            if "batch" in params:
-                self._connection.call("batch_close", {"batch": params["batch"]})
-        return answers
-
-    def _open_batch(self, texts: list[str], options: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """Return what each call needs and how many to send at once; plain calls where the host knows no batches."""
-        characters = sum(map(len, texts))
-        try:
-            opened, _ = self._connection.call("batch_open", {"n": len(texts), "characters": characters, **options})
-        except QueryRefused as refusal:
-            if refusal.reason != _NO_BATCHES:
-                raise
-            return options, min(self._connection.window, len(texts))
-        return {"batch": opened["batch"], **options}, min(int(opened["window"]), len(texts))
+        options = _options(model, max_tokens)
+        batch = _Batch(self._connection, "llm_query", options, lambda index: ({}, texts[index]), progress)
+        return batch.run([len(text) for text in texts], partial=partial)
 
     def rlm_query(self, query: str, context: str | list[str] | dict[str, str]) -> str:
         """Start a whole child run over ``context`` (a text, list or dict) in its own sandbox; returns its answer.
 
         Costs a model's several turns: use it for parts that need code of their own. Where no further depth is allowed,
-        it is one plain model call.
+        it is one plain model call. Raises QueryRefused when the child found no answer.
         """
-        layout, body = _lay_out(context)
-        return self._connection.call("rlm_query", {"query": _prompt(query), "layout": layout}, body)[1]
+        return self._connection.call("rlm_query", *_child(query, context))[1]
+
+    async def _rlm_query_aio(self, query: str, context: str | list[str] | dict[str, str]) -> str:
+        """Start a child run and await its answer; see rlm_query."""
+        return (await self._connection.acall("rlm_query", *_child(query, context)))[1]
+
+    def rlm_query_batched(
+        self,
+        query: str | Iterable[str],
+        contexts: Iterable[str | list[str] | dict[str, str]],
+        *,
+        partial: bool = False,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """Start a child run over each of ``contexts``, some at a time; returns the answers in their order.
+
+        ``query`` is the question for all of them, or one for each. Failures, ``partial`` and ``progress`` are as of
+        llm_query_batched.
+        """
+        each = list(contexts)
+        queries = [query] * len(each) if isinstance(query, str) else list(query)
+        if len(queries) != len(each):
+            raise ValueError(f"{len(queries)} queries for {len(each)} contexts: give one query, or one for each")
+        for number, context in enumerate(each):
+            _child(queries[number], context)  # what is wrong with one is told before any is sent
+        batch = _Batch(self._connection, "rlm_query", {}, lambda index: _child(queries[index], each[index]), progress)
+        return batch.run([0] * len(each), partial=partial)
 
     def budget(self) -> dict[str, Any]:
-        """Return what is left: calls, tokens, cost_usd, children, turns, wall_s, depth."""
+        """Return what is left: calls, tokens, cost_usd, children, turns, wall_s, depth, and some more."""
         return self._connection.call("budget")[0]
 
     def final(self, value: Any) -> None:
@@ -240,11 +150,12 @@ class GuestApi:
         self._namespace["Final"] = self._namespace[name]
 
     def deliver_final(self) -> str:
-        """Hand the value of ``Final`` to the host, if it is set.
+        """Hand the value of ``Final`` to the host, if it is set, and drop calls of the cell that wait to be sent.
 
         Returns:
             Why it was not accepted, for the model to read: once for each value; else nothing.
         """
+        self._connection.cell_over()
         value = self._namespace.get("Final")
         if value is None:
             return ""
@@ -254,6 +165,119 @@ class GuestApi:
             told, self._refused = value is self._refused, value
             return "" if told else f"Final was not accepted: {type(error).__name__}: {error}\n"
         return ""
+
+
+class _Batch:
+    """Many calls behind one reservation: a window of them under way, the rest not even encoded.
+
+    Args:
+        connection: to the host.
+        method: ``llm_query`` or ``rlm_query``.
+        options: of all of them.
+        item: gives one's own params and body, by its index.
+        progress: is told of each answer.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        method: str,
+        options: dict[str, Any],
+        item: Callable[[int], tuple[dict[str, Any], str]],
+        progress: Progress | None,
+    ) -> None:
+        self._connection = connection
+        self._method = method
+        self._options = options
+        self._item = item
+        self._progress = progress
+        self._replies: queue.SimpleQueue[tuple[int, dict[str, Any], str]] = queue.SimpleQueue()
+
+    def run(self, sizes: list[int], *, partial: bool) -> list[str]:
+        """Make the calls; return their answers in order.
+
+        Raises:
+            QueryRefused: the batch is larger than the budget; nothing was sent.
+        """
+        if not sizes:
+            return []
+        n, refused = len(sizes), ""
+        while True:
+            try:
+                params, window = self._open(n, sum(sizes[:n]))
+                break
+            except QueryRefused as refusal:
+                fitting = int(refusal.limit or 0) if refusal.reason in _COUNTED else 0
+                if not partial or not 0 < fitting < n:
+                    raise
+                n, refused = fitting, refusal.reason
+        try:
+            answers = self._ask(n, params, window, len(sizes))
+        finally:
+            if "batch" in params:
+                self._connection.call("batch_close", {"batch": params["batch"]})
+        return answers + [FailedQuery(refused, "it did not fit into the budget") for _ in sizes[n:]]
+
+    def _open(self, n: int, characters: int) -> tuple[dict[str, Any], int]:
+        """Return what each call needs and how many to send at once; plain calls where the host knows no batches."""
+        method = {} if self._method == "llm_query" else {"method": self._method}
+        try:
+            opened, _ = self._connection.call(
+                "batch_open", {"n": n, "characters": characters, **method, **self._options}
+            )
+        except QueryRefused as refusal:
+            if refusal.reason != _NO_BATCHES:
+                raise
+            return self._options, min(self._connection.window, n)
+        return {"batch": opened["batch"], **self._options}, min(int(opened["window"]), n)
+
+    def _ask(self, n: int, params: dict[str, Any], window: int, total: int) -> list[str]:
+        answers: list[str] = [""] * n
+        for index in range(window):
+            self._send(index, params)
+        for received in range(n):
+            index, head, body = self._replies.get()
+            error = head.get("error")
+            answers[index] = FailedQuery(error["reason"], error["message"]) if error else body
+            if received + window < n:
+                self._send(received + window, params)
+            if self._progress is not None:
+                self._progress(received + 1, total)
+        return answers
+
+    def _send(self, index: int, params: dict[str, Any]) -> None:
+        own, body = self._item(index)
+        try:
+            self._connection.submit(
+                self._method, {**own, **params}, body, lambda head, text: self._replies.put((index, head, text))
+            )
+        except QueryRefused as refusal:
+            error = {"reason": refusal.reason, "limit": refusal.limit, "message": str(refusal)}
+            self._replies.put((index, {"error": error}, ""))
+
+
+def _with_aio(function: Callable[..., Any], aio: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """Return ``function`` with its awaitable twin as ``.aio``."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.aio = aio  # type: ignore[attr-defined]
+    return call
+
+
+def _in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    return call
+
+
+def _child(query: str, context: Any) -> tuple[dict[str, Any], str]:
+    layout, body = _lay_out(context)
+    return {"query": _prompt(query), "layout": layout}, body
 
 
 def as_text(value: Any) -> str:

@@ -34,8 +34,9 @@ from traitlets import Type
 from traitlets.config import Config
 
 from sandbox_image import wire
+from sandbox_image.calls import Connection
 from sandbox_image.gate import cut
-from sandbox_image.guest_api import Connection, GuestApi
+from sandbox_image.guest_api import GuestApi
 from sandbox_image.wire import Kind
 
 RPC_FD = 3

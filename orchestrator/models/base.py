@@ -7,11 +7,17 @@ It never retries: :mod:`orchestrator.models.retry` is the only layer that does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
+
+from orchestrator.text import size
 
 Role = Literal["user", "assistant"]
 Purpose = Literal["root", "sub"]
 StopReason = Literal["end", "max_tokens", "refusal", "context_window", "cut_short"]
+
+HIDDEN_TOKENS: Final = 256
+"""Input tokens a provider may add of its own to a request: the longest default system messages and chat templates of
+open models that we know have about a hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +52,18 @@ class ModelRequest:
         return len(self.system) + sum(len(message.text) for message in self.messages)
 
     def worst_case_input_tokens(self) -> int:
-        """An upper estimate of the input tokens, for the reservation made before the call.
+        """The most input tokens that this can be billed for: what is reserved before it leaves.
 
-        Byte-pair tokenizers give about one token for 3.5 bytes of English and seldom more than one for two bytes of
-        anything else; 16 a message covers role markers. The provider's own count replaces it when the call is settled.
+        A tokenizer over bytes never gives more than one token for a byte, whatever the text. :data:`HIDDEN_TOKENS` and
+        16 a message cover what stands around it. The provider's own count replaces all that when the call is settled.
         """
         texts = [self.system, *(message.text for message in self.messages)]
-        return sum(len(text.encode("utf-8", "surrogatepass")) // 2 + 16 for text in texts)
+        return HIDDEN_TOKENS + sum(size(text) + 16 for text in texts)
+
+    def likely_input_tokens(self) -> int:
+        """An estimate of the input tokens that is seldom passed: half of the bytes. Prose has three or four a token."""
+        texts = [self.system, *(message.text for message in self.messages)]
+        return sum(size(text) // 2 + 16 for text in texts)
 
 
 @dataclass(frozen=True, slots=True)

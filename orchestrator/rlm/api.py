@@ -25,6 +25,7 @@ from orchestrator.policy import Policy
 from orchestrator.rlm.recursion import Run, Tree
 from orchestrator.rlm.result import Result
 from orchestrator.session import Backing, OpenBox, open_sandbox
+from orchestrator.traffic import Lane, Limits
 
 __all__ = ["RLM", "Result", "new_run_id"]
 
@@ -130,6 +131,7 @@ class RLM:
                 prices=prices,
                 limiter=anyio.CapacityLimiter(self.policy.models.in_flight),
                 open_box=self._open_box,
+                lane=Lane(Limits.of(self.policy.models)),
             )
             yield Tree(root, backing, self._journal, self._on_event)
 

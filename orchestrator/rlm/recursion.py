@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from time import monotonic
@@ -37,17 +37,17 @@ from orchestrator.policy import Budget, Policy
 from orchestrator.rlm import prompt
 from orchestrator.rlm.conversation import Conversation
 from orchestrator.rlm.loop import Loop, ask_by
+from orchestrator.rlm.places import Places
 from orchestrator.rlm.result import Outcome, Result
 from orchestrator.session import Backing, ChildCall, open_session
 from orchestrator.text import cut_to_bytes
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.transport.rpc import RpcRefusal
 
-# Boxes one run may have its children in at a time. A limit for the whole tree would deadlock, parents waiting in it for
-# children that wait for a place.
-CHILDREN_AT_ONCE = 4
 # Of the time a cell has left, kept so that a child that ran out of time can still report what it has.
 REPORT_SHARE, REPORT_MOST_S = 0.1, 10.0
+# A child that has less time than this could not even open its box.
+LEAST_CHILD_S = 0.05
 INTERRUPTED = "interrupted"
 _PARTIAL_BYTES = 4096
 
@@ -81,6 +81,7 @@ class Run:
         query: the question.
         id: of the run.
         parent: id of the run that asked for it, or None.
+        places: of the boxes of all runs below the first.
     """
 
     tree: Tree
@@ -90,9 +91,15 @@ class Run:
     query: str
     id: str
     parent: str | None = None
+    places: Places = field(default_factory=lambda: Places(0, 0))
     _journal: Path | None = None
     _conversation: Conversation | None = None
     _loop: Loop | None = None
+
+    def __post_init__(self) -> None:
+        """Make the places of the tree where this is its first run."""
+        if self.parent is None:
+            self.places = Places(self.policy.budget.children_alive, self.policy.budget.depth)
 
     async def complete(self, stop: anyio.Event | None = None) -> Result:
         """Carry it out, once.
@@ -105,8 +112,8 @@ class Run:
             JournalError: the journal cannot be made. When it fails later the result says so.
         """
         began = monotonic()
-        info = await to_thread.run_sync(describe, self.context)
         try:
+            info = await to_thread.run_sync(describe, self.context)
             async with self._recorded() as recorder:
                 outcome = await self._outcome(recorder, info, stop, began)
         finally:
@@ -201,7 +208,9 @@ class Run:
         self._conversation = Conversation(
             model=self.tree.root_model,
             system=system,
-            till=Till(self.scope, self.tree.backing.prices, recorder, self.tree.backing.complete),
+            till=Till(
+                self.scope, self.tree.backing.prices, recorder, self.tree.backing.complete, self.tree.backing.lane
+            ),
             max_tokens=self.policy.models.max_tokens,
             growth_tokens=self.policy.limits.observation_chars,
             ask_by=ask_by(self.scope, self.policy.budget.wall_s),
@@ -245,7 +254,6 @@ class Children:
         self._parent = parent
         self._recorder = recorder
         self._numbers = count(1)
-        self._places = anyio.CapacityLimiter(CHILDREN_AT_ONCE)
 
     async def __call__(self, call: ChildCall) -> str:
         """Carry out one; return its answer.
@@ -255,15 +263,18 @@ class Children:
             LimitExceededError: the budget does not allow a child.
             RlmSandboxError: what made the child fail.
         """
-        async with self._places:
+        async with self._parent.places.place(self._parent.scope.depth + 1):
             run = self._child(call)
-            self._recorder.emit(ChildStarted(run.id, call.cell, call.query))
             status, reason = "failed", INTERRUPTED
             try:
-                result = await run.complete()
-                status, reason = result.status, result.reason
+                self._recorder.emit(ChildStarted(run.id, call.cell, call.query))
+                try:
+                    result = await run.complete()
+                    status, reason = result.status, result.reason
+                finally:
+                    self._recorder.emit(ChildFinished(run.id, status, reason))
             finally:
-                self._recorder.emit(ChildFinished(run.id, status, reason))
+                run.scope.close()
         if result.error is not None:
             raise result.error
         if result.status != "answered" or result.answer is None:
@@ -271,15 +282,18 @@ class Children:
         return result.answer
 
     def _child(self, call: ChildCall) -> Run:
-        parent = self._parent
-        left = call.deadline - anyio.current_time()
+        parent, now = self._parent, anyio.current_time()
+        left = min(call.deadline, parent.scope.deadline) - now
         wall_s = min(parent.policy.budget.wall_s, left - min(REPORT_SHARE * left, REPORT_MOST_S))
-        if wall_s <= 0:
-            raise LimitExceededError("wall_s", 0.0)
-        scope = parent.scope.child(parent.policy.budget.model_copy(update={"wall_s": wall_s}))
-        its = parent.policy.model_copy(update={"budget": Budget.model_validate(scope.remaining())})
+        if wall_s < LEAST_CHILD_S:
+            raise LimitExceededError("wall_s", max(left, 0.0))
+        mine = parent.policy.budget.model_copy(update={"wall_s": wall_s})
+        scope = parent.scope.child(mine, call.held)
+        # What is left, and of what is no stock the run's own numbers.
+        its = scope.remaining() | {"wall_s": wall_s, "children_alive": mine.children_alive}
+        policy = parent.policy.narrow(parent.policy.model_copy(update={"budget": Budget.model_validate(its)}))
         identity = f"{parent.id}.{next(self._numbers)}"
-        return Run(parent.tree, scope, parent.policy.narrow(its), call.context, call.query, identity, parent.id)
+        return Run(parent.tree, scope, policy, call.context, call.query, identity, parent.id, parent.places)
 
 
 def _refusal(result: Result) -> RpcRefusal:

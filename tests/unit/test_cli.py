@@ -126,7 +126,7 @@ def text(tmp_path: Path) -> str:
             ["run", "-q", "x", "{text}", "--policy", "nonsense"],
             "no policy 'nonsense': give a TOML file or one of default",
         ),
-        (["run", "-q", "x", "{text}", "--set", "budget.cals=1"], "unknown key 'budget.cals'; known here: calls"),
+        (["run", "-q", "x", "{text}", "--set", "budget.cals=1"], "unknown key 'budget.cals'; known here: bytes_in"),
         (["run", "-q", "x", "{text}", "--set", "budget.calls=none"], "budget.calls = 'none'"),
         (["run", "-q", "x", "{text}", "--set", "calls"], "write table.key=value"),
         (["run", "-q", "x", "{text}", "--journal", "/proc/none"], "cannot make the journal folder /proc/none"),

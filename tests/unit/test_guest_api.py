@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from sandbox_image import guest_api, wire
-from sandbox_image.guest_api import Connection, FailedQuery, GuestApi, QueryRefused, as_text
+from sandbox_image.calls import Connection
+from sandbox_image.guest_api import FailedQuery, GuestApi, QueryRefused, as_text
 from sandbox_image.wire import Kind
 
 MAX_FRAME = 1 << 12
@@ -100,7 +101,7 @@ def host() -> Iterator[FakeHost]:
 
 @pytest.fixture
 def connection(host: FakeHost) -> Connection:
-    return Connection(host.guest_end, MAX_FRAME, MAX_MESSAGE, WINDOW)
+    return Connection(host.guest_end, MAX_FRAME, MAX_MESSAGE, WINDOW + 1)  # one is for what is answered at once
 
 
 @pytest.fixture
@@ -261,7 +262,7 @@ class TestBatches:
     def test_an_interrupted_batch_is_closed(
         self, host: FakeHost, api: GuestApi, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupt(_reason: str) -> FailedQuery:
+        def interrupt(_reason: str, _message: str) -> FailedQuery:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(guest_api, "FailedQuery", interrupt)

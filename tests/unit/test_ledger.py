@@ -123,10 +123,23 @@ class TestSettling:
         ledger.reserve(Amount(calls=5)).release()
         assert ledger.remaining() == before
 
-    def test_a_bill_above_the_reservation_comes_out_of_what_is_left(self) -> None:
+    def test_a_bill_above_the_reservation_is_recorded_comes_out_of_what_is_left_and_closes_the_scope(self) -> None:
         ledger = scope(tokens=100)
         ledger.reserve(Amount(calls=1, tokens=10)).settle(Amount(calls=1, tokens=30))
-        assert (ledger.remaining()["tokens"], ledger.exhausted) == (70, None)
+        assert (ledger.remaining()["tokens"], ledger.exhausted) == (70, "overbilled")
+        assert refusal(ledger.reserve, Amount(calls=1)) == ("overbilled", 0)
+
+    def test_so_does_one_in_money_alone(self) -> None:
+        ledger = scope()
+        ledger.reserve(Amount(calls=1, cost_nano=10)).settle(Amount(calls=1, cost_nano=11))
+        assert ledger.exhausted == "overbilled"
+
+    def test_a_child_that_was_overbilled_closes_itself_and_not_its_parent(self) -> None:
+        parent = scope(tokens=1000, depth=1)
+        child = parent.child(Budget(tokens=100))
+        child.reserve(Amount(calls=1, tokens=10)).settle(Amount(calls=1, tokens=11))
+        assert (child.exhausted, parent.exhausted) == ("overbilled", None)
+        assert parent.remaining()["tokens"] == 989
 
     def test_a_bill_above_the_budget_is_recorded_whole_and_closes_the_scope_for_good(self) -> None:
         ledger = scope(tokens=100)

@@ -52,7 +52,7 @@ async def test_a_root_turn_costs_its_bill_and_one_turn() -> None:
 
 async def test_a_priced_answer_costs_what_the_table_says() -> None:
     counter = Counter()
-    exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(input_tokens=1000))], name="claude-sonnet-5-5"))
+    exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(input_tokens=200))], name="claude-sonnet-5-5"))
     answer = await exchange.run()
     assert answer.cost_usd == counter.scope.usage()["cost_usd"] > 0
 
@@ -60,7 +60,7 @@ async def test_a_priced_answer_costs_what_the_table_says() -> None:
 async def test_a_budget_in_dollars_does_not_bind_a_model_without_a_price_and_its_calls_are_counted() -> None:
     counter = Counter(cost_usd=0.0)
     for _ in range(2):
-        exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(input_tokens=1000))]))
+        exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(input_tokens=200))]))
         await exchange.run()
     usage = counter.scope.usage()
     assert (usage["cost_usd"], usage["unpriced_calls"], counter.scope.exhausted) == (0, 2, None)

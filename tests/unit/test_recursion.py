@@ -22,8 +22,8 @@ from orchestrator.kernel.result import ExecutionResult
 from orchestrator.ledger import Scope
 from orchestrator.models.base import ModelReply, Usage
 from orchestrator.models.prices import PriceTable
-from orchestrator.policy import Policy
-from orchestrator.rlm.recursion import CHILDREN_AT_ONCE, Run, Tree
+from orchestrator.policy import Budget, Policy
+from orchestrator.rlm.recursion import Run, Tree
 from orchestrator.rlm.result import Result
 from orchestrator.session import Backing
 from orchestrator.trajectory import journal
@@ -32,6 +32,8 @@ from tests.support.fake_session import CellBody, FakeBox, FakeBoxes, finals
 from tests.support.fakes import FakeModel, Outcome
 
 pytestmark = pytest.mark.anyio
+
+AT_ONCE = Budget().children_alive
 
 E = TypeVar("E", bound=Event)
 PERHAPS = ModelReply("Perhaps.", Usage(100, 10))
@@ -237,7 +239,7 @@ async def test_children_of_one_cell_share_a_bounded_number_of_boxes() -> None:
         nonlocal open_now, most
         open_now += 1
         most = max(most, open_now)
-        if open_now == CHILDREN_AT_ONCE:
+        if open_now == AT_ONCE:
             full.set()
         await full.wait()
         await anyio.wait_all_tasks_blocked()
@@ -246,13 +248,13 @@ async def test_children_of_one_cell_share_a_bounded_number_of_boxes() -> None:
 
     async def parent(box: FakeBox) -> None:
         async with anyio.create_task_group() as tasks:
-            for _ in range(3 * CHILDREN_AT_ONCE):
+            for _ in range(3 * AT_ONCE):
                 tasks.start_soon(box.child, "q", "part")
         await box.call("final", "all")
 
-    bodies: list[CellBody] = [parent, *[child] * (3 * CHILDREN_AT_ONCE)]
+    bodies: list[CellBody] = [parent, *[child] * (3 * AT_ONCE)]
     result = await make(cells=[[body] for body in bodies]).complete()
-    assert (result.answer, result.usage["children"], most) == ("all", 12, CHILDREN_AT_ONCE)
+    assert (result.answer, result.usage["children"], most) == ("all", 12, AT_ONCE)
 
 
 async def test_cancelling_the_parent_s_cell_cancels_and_records_the_child() -> None:
