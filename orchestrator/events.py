@@ -210,11 +210,19 @@ class FinalSet(Event):
 
 @dataclass(frozen=True, slots=True)
 class LimitReached(Event):
-    """A budget ended the run, or is about to: the root model may have one last turn."""
+    """A budget ended the run, or is about to: the root model may have one last turn.
+
+    Attributes:
+        reason: which, as the policy names it.
+        limit: how much of it is left.
+        more: the setting that gives a run twice as much of it (``--set budget.calls=4000``), for whoever runs or
+            resumes it; empty where it is no budget, and in a child run, whose budgets are what its parent had left.
+    """
 
     kind: ClassVar[str] = "limit_reached"
     reason: str
     limit: float
+    more: str = ""
 
 
 @dataclass(frozen=True, slots=True)

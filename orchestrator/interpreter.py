@@ -268,7 +268,7 @@ async def _served(container: Container, policy: Policy, rpc: RpcHandler) -> Asyn
         client,
         rpc,
         max_frame=hardening.frame_bytes(policy),
-        max_message=policy.limits.answer_mb * MIB,
+        max_message=hardening.message_bytes(policy) + wire.MAX_HEAD,  # the text, and its head
         window=policy.models.window,
     )
     try:

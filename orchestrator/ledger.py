@@ -258,6 +258,11 @@ class Scope:
             "depth": self._levels,
         }
 
+    def given(self) -> dict[str, int | float]:
+        """Return what may be spent here in all, by policy key."""
+        wall_s = self.deadline - self._began
+        return {**self._account.limit.by_key(), "wall_s": wall_s, "children_alive": self._account.alive_limit}
+
     def usage(self) -> dict[str, Any]:
         """Return what was spent here and below, as plain data.
 

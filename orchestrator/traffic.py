@@ -90,7 +90,10 @@ class _Waiter:
             self.admitted.set_result(None)
 
     def post(self, call: Callable[..., object], *arguments: object) -> bool:
-        """Have its loop make a call; return whether it still can."""
+        """Make a call on its loop, now where that is this one; return whether it still can."""
+        if asyncio._get_running_loop() is self.loop:  # noqa: SLF001 - the public one raises where there is none
+            call(*arguments)
+            return True
         with suppress(RuntimeError):  # it is closed: nobody waits there any more
             self.loop.call_soon_threadsafe(call, *arguments)
             return True
@@ -165,8 +168,9 @@ class Gate:
             self._queues.move_to_end(who)
             if not queue:
                 del self._queues[who]
-            if waiter.post(waiter.resume):
-                waiter.passage = self._counted(waiter.tokens)
+            waiter.passage = self._counted(waiter.tokens)
+            if not waiter.post(waiter.resume):
+                self._in_flight -= 1
 
     def _delay(self, waiter: _Waiter) -> float:
         """Return the seconds until the minutes that are full allow the request."""

@@ -273,5 +273,6 @@ def _said(event: Event) -> tuple[str, str] | None:
         case events.ChildFinished():
             return f"child run {event.status}" + (f": {event.reason}" if event.reason else ""), "bold"
         case events.LimitReached():
-            return f"limit reached: {event.reason} ({event.limit:g} left)", "yellow"
+            more = f"; for more: {event.more}" if event.more else ""
+            return f"limit reached: {event.reason} ({event.limit:g} left){more}", "yellow"
     return None

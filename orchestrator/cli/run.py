@@ -85,6 +85,7 @@ def handle(args: argparse.Namespace) -> int:
         RlmSandboxError: a part failed before there was a result.
     """
     from orchestrator.cli.inputs import load_context
+    from orchestrator.rlm.result import more_of
 
     policy = load_policy(args.policy, args.assignments)
     query = _question(args)
@@ -93,7 +94,8 @@ def handle(args: argparse.Namespace) -> int:
     for line in () if args.quiet else loaded.notes():
         note(line)
     result, interrupted = _complete(args, policy, loaded.context, query, journal)
-    return _report(args, result, interrupted=interrupted)
+    more = more_of(result.reason, policy.budget.model_dump()) if result.status == "limit" else ""
+    return _report(args, result, interrupted=interrupted, more=more)
 
 
 def _question(args: argparse.Namespace) -> str:
@@ -159,7 +161,7 @@ def _told(*sinks: Sink | None) -> Sink | None:
     return tell if told else None
 
 
-def _report(args: argparse.Namespace, result: Result, *, interrupted: bool) -> int:
+def _report(args: argparse.Namespace, result: Result, *, interrupted: bool, more: str) -> int:
     code = EXIT_OF_STATUS[result.status]
     # First what was paid for; a stream that fails takes nothing else with it.
     try:
@@ -174,7 +176,8 @@ def _report(args: argparse.Namespace, result: Result, *, interrupted: bool) -> i
     if result.status != "answered":
         code = EXIT_INTERRUPTED if interrupted else code if result.error is None else result.error.exit_code
         end = "interrupted" if interrupted else f"{_END[result.status]}: {result.reason}"
-        say(end + ("; the answer is a partial one" if result.answer is not None else ""))
+        end += "; the answer is a partial one" if result.answer is not None else ""
+        say(end + (f"; for more: {more}" if more and not interrupted else ""))
     if not args.quiet:
         note(f"journal: {result.journal}")
     return code

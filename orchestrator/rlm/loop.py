@@ -25,7 +25,7 @@ from orchestrator.errors import (
     RlmSandboxError,
     SandboxError,
 )
-from orchestrator.events import LimitReached, Observed, Recorder
+from orchestrator.events import Observed, Recorder
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.ledger import Scope
 from orchestrator.models.base import ModelReply
@@ -33,7 +33,7 @@ from orchestrator.policy import Limits
 from orchestrator.rlm import prompt
 from orchestrator.rlm.conversation import Conversation
 from orchestrator.rlm.parse import ParsedReply, parse_reply
-from orchestrator.rlm.result import Outcome, Status
+from orchestrator.rlm.result import Outcome, Status, limit_reached
 
 # Blocks of one reply that are run: each adds a line to the observation, whatever it prints.
 MAX_BLOCKS = 32
@@ -203,7 +203,7 @@ class Loop:
             return await self._after(error)
 
     async def _last_turn(self, limit: LimitExceededError) -> Outcome:
-        self.recorder.emit(LimitReached(limit.reason, limit.limit))
+        self.recorder.emit(limit_reached(limit, self.scope))
         notice = prompt.last_turn(limit.reason)
         reply = None
         if anyio.current_time() < self.conversation.ask_by:

@@ -60,6 +60,8 @@ _BUDGETS = {
     "children": "child runs",
     "turns": "turns",
     "wall_s": "time",
+    "bytes_in": "bytes of answers",
+    "bytes_out": "bytes of prompts",
 }
 
 

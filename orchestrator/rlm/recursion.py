@@ -23,7 +23,6 @@ from orchestrator.errors import ContextError, JournalError, LimitExceededError, 
 from orchestrator.events import (
     ChildFinished,
     ChildStarted,
-    LimitReached,
     Observed,
     Recorder,
     RunFinished,
@@ -38,7 +37,7 @@ from orchestrator.rlm import prompt
 from orchestrator.rlm.conversation import Conversation
 from orchestrator.rlm.loop import Loop, ask_by
 from orchestrator.rlm.places import Places
-from orchestrator.rlm.result import Outcome, Result
+from orchestrator.rlm.result import Outcome, Result, limit_reached
 from orchestrator.session import Backing, ChildCall, open_session
 from orchestrator.text import cut_to_bytes
 from orchestrator.trajectory.journal import JournalWriter
@@ -198,7 +197,7 @@ class Run:
         try:
             reply = await conversation.ask()
         except LimitExceededError as limit:
-            recorder.emit(LimitReached(limit.reason, limit.limit))
+            recorder.emit(limit_reached(limit, self.scope))
             return Outcome("limit", None, limit.reason)
         if reply.stop_reason == "end" and reply.text.strip():
             return Outcome("answered", reply.text)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.errors import RlmSandboxError
+from orchestrator.errors import LimitExceededError, RlmSandboxError
+from orchestrator.events import LimitReached
+from orchestrator.ledger import Scope
 
 Status = Literal["answered", "no_answer", "limit", "failed"]
+
+
+def limit_reached(limit: LimitExceededError, scope: Scope) -> LimitReached:
+    """Return the event that a run was ended by ``limit``, with what would give it more."""
+    more = "" if scope.depth else more_of(limit.reason, scope.given())
+    return LimitReached(limit.reason, limit.limit, more)
+
+
+def more_of(reason: str, given: Mapping[str, int | float]) -> str:
+    """Return the setting with which a run has twice the budget that ended it; nothing when that was none."""
+    return f"--set budget.{reason}={2 * given[reason] or 1}" if reason in given else ""
 
 
 @dataclass(frozen=True, slots=True)

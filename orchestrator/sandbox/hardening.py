@@ -71,11 +71,19 @@ def frame_bytes(policy: Policy) -> int:
     return max(policy.limits.frame_kb, 1024 + 64, 13 * policy.limits.output_kb) * 1024
 
 
+def message_bytes(policy: Policy) -> int:
+    """Return the most text of one call or answer, in bytes of UTF-8; and of all calls of a box that are under way.
+
+    An answer of a sub-call may have as much as a prompt, whatever the final one may have.
+    """
+    return max(policy.limits.answer_mb * MIB, policy.limits.frame_kb * 1024)
+
+
 def supervisor_settings(policy: Policy) -> dict[str, int]:
     """Return what the supervisor is told on its command line: limits it applies at the source; sizes in bytes."""
     return {
         "frame": frame_bytes(policy),
-        "message": policy.limits.answer_mb * MIB,
+        "message": message_bytes(policy),
         "output": policy.limits.output_kb * 1024,
         "window": policy.models.window,
         "threads": max(1, int(policy.limits.cpus)),

@@ -197,7 +197,9 @@ class _View:
         yield self._at(record, f"Final set, {counted(len(record.fields['answer']), 'character')}")
 
     def _limit_reached(self, record: Record) -> Iterator[str]:
-        yield self._at(record, f"limit reached: {record.fields['reason']} ({record.fields['limit']:g} left)")
+        said = record.fields
+        more = f"; for more: {said['more']}" if said.get("more") else ""
+        yield self._at(record, f"limit reached: {said['reason']} ({said['limit']:g} left){more}")
 
     def _run_finished(self, record: Record) -> Iterator[str]:
         self._ended = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -201,21 +203,22 @@ class TestCalls:
             assert host.most == WINDOW
 
 
+def serve(host: FakeHost, window: int = 2, **failing: str) -> None:
+    def answer(head: dict[str, Any], body: str) -> Answer:
+        if head["method"] == "batch_open":
+            return {"result": {"batch": "b1", "window": window}}, ""
+        if body in failing:
+            return refusal(failing[body])
+        return {"result": {}}, body.upper()
+
+    host.answer = answer
+
+
 class TestBatches:
-    def serve(self, host: FakeHost, window: int = 2, **failing: str) -> None:
-        def answer(head: dict[str, Any], body: str) -> Answer:
-            if head["method"] == "batch_open":
-                return {"result": {"batch": "b1", "window": window}}, ""
-            if body in failing:
-                return refusal(failing[body])
-            return {"result": {}}, body.upper()
-
-        host.answer = answer
-
     def test_answers_come_in_the_order_of_the_prompts_and_the_batch_is_closed(
         self, host: FakeHost, api: GuestApi
     ) -> None:
-        self.serve(host)
+        serve(host)
         prompts = [f"p{number}" for number in range(10)]
         assert api.llm_query_batched(iter(prompts), model="small") == [prompt.upper() for prompt in prompts]
         assert host.params("batch_open") == [{"n": 10, "characters": 20, "model": "small"}]
@@ -224,7 +227,7 @@ class TestBatches:
         assert host.most <= 2
 
     def test_a_failed_item_stands_in_its_place_and_loses_no_other(self, host: FakeHost, api: GuestApi) -> None:
-        self.serve(host, b="model_unavailable")
+        serve(host, b="model_unavailable")
         answers = api.llm_query_batched(["a", "b", "c"])
         assert answers == ["A", "[query failed: model_unavailable]", "C"]
         failed = answers[1]
@@ -266,13 +269,13 @@ class TestBatches:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(guest_api, "FailedQuery", interrupt)
-        self.serve(host, a="model_unavailable")
+        serve(host, a="model_unavailable")
         with pytest.raises(KeyboardInterrupt):
             api.llm_query_batched(["a", "b", "c"])
         assert host.params("batch_close") == [{"batch": "b1"}]
 
     def test_two_batches_at_once_stay_within_the_window_together(self, host: FakeHost, api: GuestApi) -> None:
-        self.serve(host, window=WINDOW)
+        serve(host, window=WINDOW)
         with ThreadPoolExecutor(4) as pool:
             batches = list(pool.map(api.llm_query_batched, [["a"] * 30] * 4))
         assert batches == [["A"] * 30] * 4
@@ -376,3 +379,172 @@ class TestFinal:
         circle: list[Any] = []
         circle.append(circle)
         assert as_text(circle) == "[[...]]"
+
+
+class TestRoom:
+    def test_texts_that_fill_the_hosts_room_wait_in_the_box_instead_of_being_refused(
+        self, host: FakeHost, api: GuestApi
+    ) -> None:
+        host.answer = lambda _head, _body: None
+        large = "x" * (MAX_MESSAGE * 2 // 5)
+        with ThreadPoolExecutor(WINDOW) as pool:
+            answers = [pool.submit(api.llm_query, large) for _ in range(WINDOW)]
+            host.wait(2)
+            for done in range(WINDOW):
+                host.reply(host.calls[done][0]["id"], {"result": {}}, "y")
+                host.wait(1 if done + 2 < WINDOW else 0)
+            assert [answer.result(BOUND) for answer in answers] == ["y"] * WINDOW
+        assert host.most == 2
+
+    def test_the_answer_can_be_handed_over_while_every_place_for_queries_is_taken(
+        self, host: FakeHost, api: GuestApi, connection: Connection, names: dict[str, Any]
+    ) -> None:
+        host.answer = lambda head, body: None if head["method"] == "llm_query" else ({"result": {}}, body)
+        for _ in range(WINDOW * 2):
+            connection.submit("llm_query", {}, "hangs", lambda _head, _body: None)
+        host.wait(WINDOW)
+        names["Final"] = "42"
+        assert api.deliver_final() == ""
+        assert host.calls[-1][1] == "42"
+
+    def test_what_was_not_sent_when_a_cell_ends_is_never_sent(
+        self, host: FakeHost, api: GuestApi, connection: Connection
+    ) -> None:
+        host.answer = lambda _head, body: None if body == "hangs" else ({"result": {}}, body)
+        over: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for _ in range(WINDOW * 3):
+            connection.submit("llm_query", {}, "hangs", lambda head, _body: over.put(head["error"]["reason"]))
+        host.wait(WINDOW)
+        api.deliver_final()
+        assert [over.get(timeout=BOUND) for _ in range(WINDOW * 2)] == ["cell_over"] * (WINDOW * 2)
+        api.budget()
+        assert len(host.params("llm_query")) == WINDOW
+
+    def test_parameters_longer_than_the_wire_takes_are_refused_in_the_box(self, host: FakeHost, api: GuestApi) -> None:
+        with pytest.raises(QueryRefused, match="join documents") as caught:
+            api.rlm_query("why", ["x"] * 50_000)
+        assert caught.value.reason == "invalid_params"
+        assert host.calls == []
+
+    @pytest.mark.parametrize("number", [float("nan"), object()], ids=["nan", "an object"])
+    def test_a_parameter_no_json_can_carry_fails_where_it_was_given(self, api: GuestApi, number: Any) -> None:
+        with pytest.raises((TypeError, ValueError)):
+            api.llm_query("x", max_tokens=number)
+        assert api.llm_query("next") == "next"
+
+
+class TestAwaiting:
+    def test_a_thousand_queries_are_awaited_at_once_within_the_window(self, host: FakeHost, api: GuestApi) -> None:
+        llm_query = api.names()["llm_query"]
+        host.answer = lambda _head, body: ({"result": {}}, body.upper())
+
+        async def cell() -> list[str]:
+            return list(await asyncio.gather(*(llm_query.aio(f"q{number}") for number in range(1000))))
+
+        assert asyncio.run(cell()) == [f"Q{number}" for number in range(1000)]
+        assert host.most <= WINDOW
+
+    def test_a_refusal_is_raised_where_it_is_awaited(self, host: FakeHost, api: GuestApi) -> None:
+        host.answer = lambda _head, _body: refusal("calls", 3)
+        with pytest.raises(QueryRefused) as caught:
+            asyncio.run(api.names()["llm_query"].aio("x"))
+        assert (caught.value.reason, caught.value.limit) == ("calls", 3)
+
+    def test_one_that_is_given_up_disturbs_no_other(self, host: FakeHost, api: GuestApi) -> None:
+        host.answer = lambda _head, body: None if body == "hangs" else ({"result": {}}, body)
+        llm_query = api.names()["llm_query"]
+
+        async def cell() -> str:
+            hanging = asyncio.create_task(llm_query.aio("hangs"))
+            answer = str(await llm_query.aio("next"))
+            hanging.cancel()
+            return answer
+
+        assert asyncio.run(cell()) == "next"
+        for head, body in host.calls:
+            if body == "hangs":
+                host.reply(head["id"], *refusal("cell_over"))
+        assert api.llm_query("after") == "after"
+
+    def test_every_function_that_asks_has_an_awaitable_twin(self, host: FakeHost, api: GuestApi) -> None:
+        serve(host)
+        names = api.names()
+
+        async def cell() -> list[Any]:
+            return [
+                await names["llm_query_batched"].aio(["a", "b"]),
+                await names["rlm_query"].aio("why", "c"),
+                await names["rlm_query_batched"].aio("why", ["d", "e"]),
+            ]
+
+        assert asyncio.run(cell()) == [["A", "B"], "C", ["D", "E"]]
+
+
+class TestPartial:
+    def host_with(self, host: FakeHost, fits: int) -> None:
+        def answer(head: dict[str, Any], body: str) -> Answer:
+            if head["method"] == "batch_open":
+                n = head["params"]["n"]
+                return refusal("calls", fits) if n > fits else ({"result": {"batch": "b1", "window": 2}}, "")
+            return {"result": {}}, body.upper()
+
+        host.answer = answer
+
+    def test_what_fits_is_asked_and_the_rest_stands_as_failed(self, host: FakeHost, api: GuestApi) -> None:
+        self.host_with(host, 2)
+        answers = api.llm_query_batched(["a", "b", "c", "d"], partial=True)
+        assert answers == ["A", "B", "[query failed: calls]", "[query failed: calls]"]
+        assert [answer.reason for answer in answers if isinstance(answer, FailedQuery)] == ["calls", "calls"]
+        assert [opened["n"] for opened in host.params("batch_open")] == [4, 2]
+
+    @pytest.mark.parametrize("partial", [False, True])
+    def test_where_nothing_fits_or_nobody_asked_for_a_part_it_is_refused_whole(
+        self, host: FakeHost, api: GuestApi, *, partial: bool
+    ) -> None:
+        self.host_with(host, 0 if partial else 2)
+        with pytest.raises(QueryRefused):
+            api.llm_query_batched(["a", "b", "c"], partial=partial)
+        assert host.params("llm_query") == []
+
+    def test_progress_is_told_of_every_answer(self, host: FakeHost, api: GuestApi) -> None:
+        self.host_with(host, 9)
+        seen: list[tuple[int, int]] = []
+        api.llm_query_batched(["a", "b", "c"], progress=lambda *done: seen.append(done))
+        assert seen == [(1, 3), (2, 3), (3, 3)]
+
+    def test_progress_that_raises_ends_the_batch_and_closes_it(self, host: FakeHost, api: GuestApi) -> None:
+        self.host_with(host, 9)
+        with pytest.raises(ZeroDivisionError):
+            api.llm_query_batched(["a", "b", "c"], progress=lambda *_: 1 // 0)
+        assert host.params("batch_close") == [{"batch": "b1"}]
+
+    def test_ten_thousand_prompts_are_encoded_a_window_at_a_time(self, host: FakeHost, api: GuestApi) -> None:
+        self.host_with(host, 10**6)
+        prompts = [str(number) for number in range(10_000)]
+        assert api.llm_query_batched(prompts) == prompts
+        assert host.most <= 3
+
+
+class TestManyChildren:
+    def test_one_question_over_many_contexts_or_one_for_each(self, host: FakeHost, api: GuestApi) -> None:
+        serve(host)
+        assert api.rlm_query_batched("why", ["a", ["b", "c"], {"n": "d"}]) == ["A", "BC", "D"]
+        assert host.params("batch_open") == [{"n": 3, "characters": 0, "method": "rlm_query"}]
+        assert [params["batch"] for params in host.params("rlm_query")] == ["b1"] * 3
+        api.rlm_query_batched(["why", "how"], ["a", "b"])
+        assert [params["query"] for params in host.params("rlm_query")[3:]] == ["why", "how"]
+
+    def test_a_child_that_failed_stands_in_its_place_with_what_it_said(self, host: FakeHost, api: GuestApi) -> None:
+        serve(host, b="child_limit")
+        answers = api.rlm_query_batched("why", ["a", "b"])
+        assert answers == ["A", "[query failed: child_limit]"]
+        assert isinstance(answers[1], FailedQuery)
+        assert (answers[1].reason, answers[1].message) == ("child_limit", "no")
+
+    @pytest.mark.parametrize(("queries", "contexts"), [(["a"], ["x", "y"]), ("a", ["x", 5]), ([1], ["x"])])
+    def test_what_cannot_be_asked_is_told_before_anything_is_sent(
+        self, host: FakeHost, api: GuestApi, queries: Any, contexts: Any
+    ) -> None:
+        with pytest.raises((TypeError, ValueError)):
+            api.rlm_query_batched(queries, contexts)
+        assert host.calls == []

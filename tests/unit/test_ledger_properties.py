@@ -13,11 +13,24 @@ from orchestrator.ledger import NANO, Amount, Reservation, Scope
 from orchestrator.policy import Budget
 from tests.support.fakes import FakeClock
 
-FIELDS = ("calls", "tokens", "cost_nano", "children")
-KEYS = {"calls": "calls", "tokens": "tokens", "cost_nano": "cost_usd", "children": "children"}
+KEYS = {
+    "calls": "calls",
+    "tokens": "tokens",
+    "cost_nano": "cost_usd",
+    "children": "children",
+    "bytes_in": "bytes_in",
+    "bytes_out": "bytes_out",
+}
+FIELDS = tuple(KEYS)
 
 amounts = st.builds(
-    Amount, calls=st.integers(0, 2), tokens=st.integers(0, 9), cost_nano=st.integers(0, 9), turns=st.integers(0, 2)
+    Amount,
+    calls=st.integers(0, 2),
+    tokens=st.integers(0, 9),
+    cost_nano=st.integers(0, 9),
+    turns=st.integers(0, 2),
+    bytes_in=st.integers(0, 9),
+    bytes_out=st.integers(0, 9),
 )
 picks = st.integers(0, 99)
 budgets = st.builds(
@@ -26,6 +39,9 @@ budgets = st.builds(
     tokens=st.integers(1, 40),
     cost_usd=st.integers(0, 40).map(lambda nano: nano / NANO),
     children=st.integers(0, 4),
+    children_alive=st.integers(0, 3),
+    bytes_in=st.integers(0, 60),
+    bytes_out=st.integers(0, 60),
     turns=st.integers(1, 5),
     depth=st.integers(0, 3),
     wall_s=st.integers(20, 400).map(float),
@@ -39,6 +55,7 @@ class Run:
     scope: Scope
     limit: dict[str, int]
     turns: int
+    alive: int
     levels: int
     deadline: float
     parent: Run | None
@@ -63,6 +80,9 @@ class Run:
 
     def overshoot(self, name: str) -> int:
         return sum(entry.overshoot.get(name, 0) for run in self.below() for entry in run.entries)
+
+    def alive_left(self) -> int:
+        return min(max(run.alive - sum(not each.closed for each in run.below()[1:]), 0) for run in self.path())
 
     def own_turns(self) -> int:
         return sum(entry.actual.turns + entry.held.turns for entry in self.entries)
@@ -109,7 +129,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def open_child(self, pick: int, budget: Budget) -> None:
         parent = self.runs[pick % len(self.runs)]
         may = self.may_spend(parent) and parent.levels > 0
-        may = may and parent.room_for(Amount(calls=1, tokens=1, children=1))
+        may = may and parent.alive_left() > 0
+        may = may and parent.room_for(Amount(calls=1, tokens=1, children=1, bytes_in=1, bytes_out=1))
         try:
             scope = parent.scope.child(budget)
         except (LimitExceededError, RuntimeError):
@@ -171,13 +192,16 @@ class LedgerMachine(RuleBasedStateMachine):
         entry.held, entry.actual, entry.ended = Amount(), actual, True
         for run in entry.run.path():
             run.note_exhaustion()
+        if entry.run.reason is None and entry.overshoot.keys() & {"tokens", "cost_nano"}:
+            entry.run.reason = "overbilled"
 
     @rule(pick=picks, bill=st.floats(0, 1))
     def settle_within(self, pick: int, bill: float) -> None:
         entry = self.entry(pick)
         if entry is not None:
             held = entry.held
-            self.settle(pick, Amount(held.calls, int(held.tokens * bill), int(held.cost_nano * bill), turns=held.turns))
+            truth = Amount(held.calls, int(held.tokens * bill), int(held.cost_nano * bill), turns=held.turns)
+            self.settle(pick, truth + Amount(bytes_in=int(held.bytes_in * bill), bytes_out=held.bytes_out))
 
     @rule(pick=picks)
     def release(self, pick: int) -> None:
@@ -211,13 +235,16 @@ class LedgerMachine(RuleBasedStateMachine):
             "tokens": budget.tokens,
             "cost_nano": round(budget.cost_usd * NANO),
             "children": budget.children,
+            "bytes_in": budget.bytes_in,
+            "bytes_out": budget.bytes_out,
         }
         turns, deadline = budget.turns, self.clock() + budget.wall_s
-        run = Run(scope, limit, turns, budget.depth, deadline, parent)
+        run = Run(scope, limit, turns, budget.children_alive, budget.depth, deadline, parent)
         if parent is not None:
             parent.children.append(run)
             run.limit = {name: min(limit[name], parent.left(name)) for name in FIELDS}
             run.turns, run.deadline = min(turns, parent.turns), min(deadline, parent.deadline)
+            run.alive = min(run.alive, parent.alive)
             run.levels = min(budget.depth, parent.levels - 1)
         self.runs.append(run)
 
@@ -238,6 +265,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 scale = NANO if name == "cost_nano" else 1
                 assert left[key] == run.left(name) / scale
             assert left["depth"] == run.levels
+            assert left["children_alive"] == run.alive_left()
             assert left["turns"] == max(run.turns - run.own_turns(), 0)
             assert left["wall_s"] == max(run.deadline - self.clock(), 0)
 
@@ -261,6 +289,15 @@ class LedgerMachine(RuleBasedStateMachine):
             reasons = [each.reason for each in run.path() if each.reason]
             assert run.scope.exhausted == (reasons[0] if reasons else None)
             assert (run.scope.exhausted is None) or run.scope.fits(Amount(calls=1), 1) == 0
+
+    @invariant()
+    def what_children_spent_and_their_parent_itself_is_the_parents_share(self) -> None:
+        for run in self.runs:
+            for name, key in KEYS.items():
+                scale = NANO if name == "cost_nano" else 1
+                own = len(run.children) if name == "children" else sum(getattr(e.actual, name) for e in run.entries)
+                theirs = sum(round(child.scope.usage()[key] * scale) for child in run.children)
+                assert round(run.scope.usage()[key] * scale) == own + theirs
 
     @invariant()
     def the_alive_are_those_below_that_are_not_closed(self) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import anyio
 import pytest
 
-from orchestrator.errors import ModelError, ModelRequestError, ModelUnavailableError
+from orchestrator.errors import LimitExceededError, ModelError, ModelRequestError, ModelUnavailableError
 from orchestrator.events import Recorder, RetryScheduled
 from orchestrator.ledger import Amount, Reservation, Scope
 from orchestrator.metering import Exchange, Till
@@ -13,6 +14,7 @@ from orchestrator.models import retry
 from orchestrator.models.base import Message, Model, ModelReply, ModelRequest, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Budget
+from orchestrator.traffic import Gates, Lane, Limits
 from tests.support.fakes import FakeModel, MemoryJournal
 
 pytestmark = pytest.mark.anyio
@@ -166,3 +168,55 @@ async def test_a_bill_that_cannot_be_true_is_told_as_the_worst_case_that_is_paid
     assert answer.reply.usage == Usage(REQUEST.worst_case_input_tokens(), REQUEST.max_tokens, estimated=True)
     assert counter.scope.usage()["tokens"] == answer.reply.usage.total
     assert answer.cost_usd is None
+
+
+class TestReplyThatBreaksOff:
+    """A reply that broke off may be billed, and nobody will say for how much."""
+
+    WORST = REQUEST.worst_case_input_tokens() + REQUEST.max_tokens
+
+    async def test_it_costs_its_worst_case_and_the_next_attempt_its_bill(self) -> None:
+        counter = Counter()
+        broken = ModelUnavailableError("broke off", may_be_billed=True)
+        exchange, held = counter.exchange(FakeModel([broken, broken, ModelReply("x", Usage(5, 2))]))
+        answer = await exchange.run()
+        assert (answer.attempts, answer.reply.usage) == (3, Usage(5, 2))
+        usage = counter.scope.usage()
+        assert (usage["calls"], usage["tokens"], usage["estimated_calls"]) == (3, 2 * self.WORST + 7, 2)
+        assert (counter.scope.exhausted, held.held) == (None, Amount())
+
+    async def test_it_costs_its_worst_case_when_no_other_follows(self) -> None:
+        counter = Counter()
+        exchange, _ = counter.exchange(FakeModel([ModelError("no")]))
+        exchange._model._model._script[0].may_be_billed = True  # type: ignore[attr-defined]
+        with pytest.raises(ModelError):
+            await exchange.run()
+        assert counter.scope.usage()["tokens"] == self.WORST
+
+    async def test_another_attempt_is_not_made_where_both_could_not_be_paid(self) -> None:
+        counter = Counter()
+        counter.scope.spend(Amount(calls=1, tokens=20_000_000 - self.WORST - 10))
+        model = FakeModel(default=ModelUnavailableError("broke off", may_be_billed=True))
+        exchange, _ = counter.exchange(model)
+        with pytest.raises(LimitExceededError) as caught:
+            await exchange.run()
+        assert (caught.value.reason, len(model.requests)) == ("tokens", 1)
+        assert counter.scope.remaining()["tokens"] == 10
+
+    async def test_weakened_taken_for_an_answer_it_would_cost_nothing(self) -> None:
+        counter = Counter()
+        exchange, _ = counter.exchange(FakeModel([ModelUnavailableError("a status")] * 3))
+        await exchange.run()
+        assert counter.scope.usage()["tokens"] == 7
+
+
+async def test_every_attempt_waits_for_its_turn_at_the_provider_and_is_counted_there_with_its_bill() -> None:
+    counter, gates = Counter(), Gates()
+    lane = Lane(Limits(in_flight=1), gates)
+    counter.till = replace(counter.till, lane=lane)
+    model = FakeModel([ModelUnavailableError("busy"), ModelReply("x", Usage(5, 2))])
+    exchange, _ = counter.exchange(model)
+    await exchange.run()
+    steps = gates.of(model)._minute
+    assert (sum(step.requests for step in steps), sum(step.tokens for step in steps)) == (2, 7)
+    assert gates.of(model).in_flight == 0
