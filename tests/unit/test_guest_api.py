@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from sandbox_image import guest_api, wire
-from sandbox_image.calls import Connection
-from sandbox_image.guest_api import FailedQuery, GuestApi, QueryRefused, as_text
+from sandbox_image.calls import Connection, QueryRefused
+from sandbox_image.guest_api import FailedQuery, GuestApi, as_text
 from sandbox_image.wire import Kind
 
 MAX_FRAME = 1 << 12

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,15 +20,16 @@ from orchestrator.errors import (
 )
 from orchestrator.events import Envelope, Event
 from orchestrator.kernel.result import ExecutionResult
-from orchestrator.ledger import Scope
+from orchestrator.ledger import Amount, Scope
 from orchestrator.models.base import ModelReply, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Budget, Policy
+from orchestrator.rlm import recursion
 from orchestrator.rlm.recursion import Run, Tree
 from orchestrator.rlm.result import Result
-from orchestrator.session import Backing
+from orchestrator.session import Backing, Session
 from orchestrator.trajectory import journal
-from orchestrator.transport.rpc import RpcRefusal
+from orchestrator.transport.rpc import RpcHandler, RpcRefusal
 from tests.support.fake_session import CellBody, FakeBox, FakeBoxes, finals
 from tests.support.fakes import FakeModel, Outcome
 
@@ -255,6 +257,65 @@ async def test_children_of_one_cell_share_a_bounded_number_of_boxes() -> None:
     bodies: list[CellBody] = [parent, *[child] * (3 * AT_ONCE)]
     result = await make(cells=[[body] for body in bodies]).complete()
     assert (result.answer, result.usage["children"], most) == ("all", 12, AT_ONCE)
+
+
+@pytest.mark.parametrize("alive", [2, 3, 4])
+async def test_parents_that_hold_every_place_and_wait_for_children_of_their_own_do_not_deadlock(alive: int) -> None:
+    async def asks_two(box: FakeBox) -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(box.child, "q", "part")
+        await box.call("final", "x")
+
+    alive_now = most = 0
+
+    class Counting(FakeBoxes):
+        """Boxes by the depth of their policy: each but the deepest asks for two children."""
+
+        @asynccontextmanager
+        async def open(self, policy: Policy, context: Context, rpc: RpcHandler) -> AsyncIterator[FakeBox]:
+            nonlocal alive_now, most
+            self.cells.append([asks_two if policy.budget.depth else finals("leaf")])
+            alive_now += policy.budget.depth < 2
+            most = max(most, alive_now)
+            async with super().open(policy, context, rpc) as box:
+                yield box
+            alive_now -= policy.budget.depth < 2
+
+    settings = ["budget.depth=2", f"budget.children_alive={alive}"]
+    with anyio.fail_after(30):
+        result = await make(boxes=Counting(), settings=settings).complete()
+    assert (result.status, result.usage["children"], most) == ("answered", 6, alive)
+    assert sorted(result.usage["by_depth"]) == ["0", "1", "2"]
+
+
+async def test_a_level_for_which_no_place_is_left_is_refused_with_a_reason() -> None:
+    errors: list[RpcRefusal] = []
+    cells: list[list[CellBody]] = [[asks_child()], [refused(errors), finals("without")]]
+    result = await make(cells=cells, settings=["budget.depth=2", "budget.children_alive=1"]).complete()
+    assert (result.answer, errors[0].reason) == ("without", "children_alive")
+
+
+async def test_a_child_asked_for_at_the_very_end_of_a_cell_is_refused_and_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors: list[RpcRefusal] = []
+    run = make(cells=[[refused(errors), finals("x")]])
+    monkeypatch.setattr(Session, "cell_ends", property(lambda _self: anyio.current_time()))
+    assert (await run.complete()).answer == "x"
+    assert (errors[0].reason, run.scope.alive_children, run.scope.usage()["children"]) == ("wall_s", 0, 0)
+
+
+async def test_a_context_that_cannot_be_described_leaves_no_scope_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_context: Context) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(recursion, "describe", fail)
+    run = make()
+    with pytest.raises(MemoryError):
+        await run.complete()
+    with pytest.raises(RuntimeError, match="closed"):
+        run.scope.reserve(Amount())
 
 
 async def test_cancelling_the_parent_s_cell_cancels_and_records_the_child() -> None:

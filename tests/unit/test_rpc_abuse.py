@@ -84,7 +84,7 @@ class TestRp04Flood:
             seen.append(seconds)
             await anyio.lowlevel.checkpoint()
 
-        monkeypatch.setattr(broker_cell.anyio, "sleep", sleep)
+        monkeypatch.setattr(anyio, "sleep", sleep)
         return seen
 
     async def test_rp04_calls_that_cost_nothing_are_answered_at_a_bounded_rate(self, waits: list[float]) -> None:

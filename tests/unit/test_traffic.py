@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections import deque
 
 import anyio
 import pytest
@@ -58,13 +59,13 @@ async def test_no_more_are_in_flight_than_the_policy_allows_whoever_asks() -> No
 async def test_a_greedy_run_delays_another_by_one_request_and_not_by_all_of_its_own() -> None:
     crowd, limits = Crowd(Gate()), Limits(in_flight=1)
     async with anyio.create_task_group() as tasks:
-        for _ in range(50):
+        for _ in range(9):
             tasks.start_soon(crowd.ask, "greedy", limits)
         await anyio.wait_all_tasks_blocked()
         for who in ("modest", "modest", "other"):
             tasks.start_soon(crowd.ask, who, limits)
         await anyio.wait_all_tasks_blocked()
-        for _ in range(53):
+        for _ in range(12):
             await crowd.one_leaves()
     assert crowd.entered[:7] == ["greedy", "greedy", "modest", "other", "greedy", "modest", "greedy"]
 
@@ -89,20 +90,11 @@ async def test_a_larger_request_is_waited_for_and_not_passed_over() -> None:
     crowd = Crowd(Gate(FakeClock()))
     limits = Limits(in_flight=9, tokens=10)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(started(crowd.ask), "a", limits, 6)
-        await tasks.start(started(crowd.ask), "large", limits, 9)
-        await tasks.start(started(crowd.ask), "b", limits, 1)
-        await anyio.wait_all_tasks_blocked()
+        for who, tokens in (("a", 6), ("large", 9), ("b", 1)):
+            tasks.start_soon(crowd.ask, who, limits, tokens)
+            await anyio.wait_all_tasks_blocked()
         assert crowd.entered == ["a"]
         tasks.cancel_scope.cancel()
-
-
-def started(ask: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    async def start(*arguments: object, task_status: anyio.abc.TaskStatus[None]) -> None:
-        task_status.started()
-        await ask(*arguments)
-
-    return start
 
 
 class TestMinutes:
@@ -233,10 +225,8 @@ class TestEnds:
 
     async def test_a_waiter_whose_loop_is_gone_keeps_no_place(self) -> None:
         gate, limits = Gate(), Limits(in_flight=1)
-        import asyncio
-
         loop = asyncio.new_event_loop()
-        gate._queues["gone"] = traffic.deque([traffic._Waiter(limits, 1, loop, loop.create_future())])
+        gate._queues["gone"] = deque([traffic._Waiter(limits, 1, loop, loop.create_future())])
         loop.close()
         async with gate.passing("alive", limits, 1):
             assert gate.in_flight == 1
