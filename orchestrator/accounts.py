@@ -8,8 +8,8 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 from orchestrator.errors import LimitExceededError
 from orchestrator.policy import Budget
@@ -27,29 +27,9 @@ _BUDGETS = {
     "bytes_in": "bytes_in",
     "bytes_out": "bytes_out",
 }
-# When one of these is spent nothing can leave the host any more. Money is not among them: a model without a price still
-# answers. Nor are turns and children: the cell of the last turn may still make its sub-calls. Nor bytes: the root model
-# needs none of them for its last word.
-_ENDING = frozenset(("calls", "tokens"))
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """What one thing may cost, or did.
-
-    Attributes:
-        calls: requests to providers.
-        tokens: input and output tokens, cached ones included.
-        cost_nano: money, in 1e-9 US dollars.
-        children: child runs.
-        turns: root turns; they count in their own run's scope alone.
-        bytes_in: UTF-8 of answers that went into a box.
-        bytes_out: UTF-8 of prompts, contexts and answers that came out of one.
-
-    Raises:
-        ValueError: a field is not a whole number, or is negative.
-    """
-
+class _Fields(NamedTuple):
     calls: int = 0
     tokens: int = 0
     cost_nano: int = 0
@@ -58,43 +38,63 @@ class Amount:
     bytes_in: int = 0
     bytes_out: int = 0
 
-    def __post_init__(self) -> None:
+
+class Amount(_Fields):
+    """What one thing may cost, or did; a dozen are made for every sub-call, so it is as light as a tuple.
+
+    Attributes:
+        calls: requests to providers.
+        tokens: input and output tokens, cached ones included.
+        cost_nano: money, in 1e-9 US dollars.
+        children: child runs.
+        turns: root turns; they count in their own run's scope alone.
+        bytes_in: UTF-8 of answers that went into a box.
+        bytes_out: UTF-8 of prompts and contexts that came out of one.
+
+    Raises:
+        ValueError: a field is not a whole number, or is negative.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *values: int, **named: int) -> Self:
         """Refuse what would corrupt a sum: fractions, NaN, booleans, negative numbers."""
-        for name, value in zip(_BUDGETS, _values(self), strict=True):
+        amount = super().__new__(cls, *values, **named)
+        for name, value in zip(_BUDGETS, amount, strict=True):
             if type(value) is not int or value < 0:
                 raise ValueError(f"an amount's {name} is a whole number of at least 0, not {value!r}")
+        return amount
 
-    def __add__(self, other: Amount) -> Amount:
+    def __add__(self, other: Amount) -> Amount:  # type: ignore[override]
         """Add field by field."""
-        return Amount(*map(operator.add, _values(self), _values(other)))
+        return Amount._make(map(operator.add, self, other))
 
     def __sub__(self, other: Amount) -> Amount:
         """Subtract field by field; a negative result is a ValueError."""
-        return Amount(*map(operator.sub, _values(self), _values(other)))
+        return Amount(*map(operator.sub, self, other))
 
-    def __mul__(self, times: int) -> Amount:
+    def __mul__(self, times: int) -> Amount:  # type: ignore[override]
         """Multiply every field."""
-        return Amount(*(value * times for value in _values(self)))
+        return Amount(*(value * times for value in self))
 
     def minus(self, other: Amount) -> Amount:
         """Subtract field by field, stopping at 0."""
-        return Amount(*(max(mine - its, 0) for mine, its in zip(_values(self), _values(other), strict=True)))
+        return Amount._make(max(mine - its, 0) for mine, its in zip(self, other, strict=True))
 
     def smaller(self, other: Amount) -> Amount:
         """Return the smaller of each field."""
-        return Amount(*map(min, _values(self), _values(other)))
+        return Amount._make(map(min, self, other))
 
     def times_in(self, whole: Amount) -> int | None:
         """Return how often this fits into ``whole``; None when it is nothing and fits without end."""
-        pairs = zip(_values(whole), _values(self), strict=True)
-        return min((there // each for there, each in pairs if each), default=None)
+        return min((there // each for there, each in zip(whole, self, strict=True) if each), default=None)
 
     def short_in(self, whole: Amount) -> str | None:
         """Return the first policy key of which ``whole`` holds less than this, or None when it holds enough."""
-        for key, mine, there in zip(_BUDGETS.values(), _values(self), _values(whole), strict=True):
-            if mine > there:
-                return key
-        return None
+        if all(map(operator.le, self, whole)):
+            return None
+        short = zip(_BUDGETS.values(), self, whole, strict=True)
+        return next(key for key, mine, there in short if mine > there)
 
     def by_key(self) -> dict[str, int | float]:
         """Return plain numbers by policy key, money in dollars."""
@@ -120,10 +120,6 @@ class Amount:
             bytes_in=budget.bytes_in,
             bytes_out=budget.bytes_out,
         )
-
-
-# All fields, in the order in which they are declared; several amounts are made for every sub-call.
-_values = operator.attrgetter(*_BUDGETS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +154,7 @@ _FROM_AMOUNT = ("calls", "tokens", "cost_nano", "turns", "bytes_in", "bytes_out"
 # What a provider bills, and what can so turn out higher than was held for it.
 _BILLED = ("tokens", "cost_nano")
 OVERBILLED = "overbilled"
+_NO_BILL = Bill(model="")
 _FROM_BILL = tuple(name for name in Bill.__dataclass_fields__ if name != "model")
 
 
@@ -199,10 +196,19 @@ class Account:
         """Turn a reservation into spending, and latch when a budget is passed or, of calls and tokens, used up."""
         self.reserved -= held
         self.spent += actual
-        for name, key in _BUDGETS.items():
-            limit, spent = getattr(self.limit, name), getattr(self.spent, name)
-            if self.latched is None and (spent > limit or (name in _ENDING and spent == limit)):
-                self.latched = key
+        if self.latched is None:
+            self.latched = self._passed()
+
+    def _passed(self) -> str | None:
+        """Return the budget that is used up so that nothing can leave the host any more, or that a bill has passed.
+
+        Money alone is not used up by its last cent: a model without a price still answers. Nor are turns and children:
+        the cell of the last turn may still make its sub-calls. Nor bytes: the root model needs none for its last word.
+        """
+        limit, spent = self.limit, self.spent
+        if spent.calls >= limit.calls:
+            return "calls"
+        return "tokens" if spent.tokens >= limit.tokens else spent.short_in(limit)
 
     def usage(self) -> dict[str, Any]:
         """Return what was spent as plain data: totals, by model, by depth."""
@@ -237,7 +243,7 @@ class Path:
         """Return what may be reserved now, the narrowest account deciding; turns are the scope's own."""
         left = self.accounts[0].left
         for account in self.accounts[1:]:
-            left = left.smaller(replace(account.left, turns=left.turns))
+            left = left.smaller(account.left._replace(turns=left.turns))
         return left
 
     def reserve(self, amount: Amount) -> None:
@@ -253,6 +259,15 @@ class Path:
         for account, share in self._shares(amount):
             account.reserved += share
 
+    def spend(self, amount: Amount) -> None:
+        """Book ``amount`` as spent in every account, or in none; as :meth:`reserve` and a settlement by the truth.
+
+        Raises:
+            LimitExceededError: an account has less left.
+        """
+        self.reserve(amount)
+        self.settle(amount, amount, _NO_BILL)
+
     def release(self, held: Amount) -> None:
         """Give back what was held."""
         for account, share in self._shares(held):
@@ -260,12 +275,15 @@ class Path:
 
     def settle(self, held: Amount, actual: Amount, bill: Bill) -> None:
         """Replace what was held by what was spent; a bill above what was held closes the scope that made the call."""
-        details = {name: getattr(actual, name) for name in _FROM_AMOUNT}
-        details |= {name: getattr(bill, name) for name in _FROM_BILL}
+        details = [(name, value) for name in _FROM_AMOUNT if (value := getattr(actual, name))]
+        if bill.model:
+            details += [(name, value) for name in _FROM_BILL if (value := getattr(bill, name))]
         held_shares = [share for _, share in self._shares(held)]
         for (account, share), held_share in zip(self._shares(actual), held_shares, strict=True):
             account.settle(held_share, share)
-            account.tallies.setdefault((self.depth, bill.model), Counter()).update(details)
+            tally = account.tallies.setdefault((self.depth, bill.model), Counter())
+            for name, value in details:
+                tally[name] += value
         own = self.accounts[0]
         if own.latched is None and any(getattr(actual, name) > getattr(held, name) for name in _BILLED):
             own.latched = OVERBILLED
@@ -273,7 +291,7 @@ class Path:
     def _shares(self, amount: Amount) -> Iterator[tuple[Account, Amount]]:
         """Yield each account with what it is charged of ``amount``: turns stay with the run that takes them."""
         yield self.accounts[0], amount
-        above = replace(amount, turns=0)
+        above = amount._replace(turns=0) if amount.turns else amount
         for account in self.accounts[1:]:
             yield account, above
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -197,7 +196,8 @@ class Scope:
             LimitExceededError: it does not fit, or the scope is exhausted.
             RuntimeError: the scope or one around it is closed.
         """
-        self.reserve(amount).settle(amount)
+        self._check_open()
+        self._path.spend(amount)
 
     def fits(self, amount: Amount, most: int) -> int:
         """Return how many times ``amount`` could be reserved now, at most ``most``."""
@@ -229,7 +229,7 @@ class Scope:
             held = self.reserve(Amount(children=1))
         with held, self.reserve(Amount(calls=1, tokens=1, bytes_in=1, bytes_out=1)):
             held.split(Amount(children=1)).settle(Amount(children=1))
-        limit = Amount.of(budget).smaller(replace(self._path.left(), turns=self._account.limit.turns))
+        limit = Amount.of(budget).smaller(self._path.left()._replace(turns=self._account.limit.turns))
         alive = min(budget.children_alive, self._account.alive_limit)
         for account in self._path.accounts:
             account.alive += 1

@@ -150,7 +150,7 @@ class Exchange:
         return Usage(self._request.worst_case_input_tokens(), self._request.max_tokens, estimated=True)
 
     def _before_retry(self, failed: retry.Retry) -> None:
-        lost = replace(self._worst, calls=0) if failed.error.may_be_billed else Amount()
+        lost = self._worst._replace(calls=0) if failed.error.may_be_billed else Amount()
         self._held.extend(Amount(calls=1) + lost)
         self._till.recorder.emit(
             RetryScheduled(self._request.purpose, failed.attempt, failed.error.code, failed.wait_s)

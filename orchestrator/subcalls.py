@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import anyio
 
@@ -149,7 +149,7 @@ class Subcalls:
                 held.extend(needed.minus(held.held))
             except LimitExceededError as error:
                 if error.reason == "bytes_in" and error.limit >= _LEAST_BYTES:
-                    needed = replace(needed, bytes_in=int(error.limit))  # the answer will be cut to that
+                    needed = needed._replace(bytes_in=int(error.limit))  # the answer will be cut to that
                     continue
                 if error.reason not in _RETURNING or self._scope.exhausted or not self._under_way:
                     raise

@@ -228,7 +228,9 @@ class Gates:
     def of(self, model: Model) -> Gate:
         """Return the one of the model's provider; a model that names none is its own."""
         named = getattr(model, "provider", None)
-        return self._gates.setdefault(named if isinstance(named, str) and named else model.name, Gate())
+        name = named if isinstance(named, str) and named else model.name
+        gate = self._gates.get(name)
+        return self._gates.setdefault(name, Gate()) if gate is None else gate
 
 
 PROCESS: Final = Gates()
