@@ -112,7 +112,8 @@ class Sandbox:
         - ``llm_query``: the prompt is the body, and so is the answer; params ``model``, ``max_tokens`` and ``batch``
           where there is one;
         - ``batch_open``: ``n`` prompts of so many ``characters`` together are about to be asked, with ``model`` and
-          ``max_tokens``; or, with ``method`` ``rlm_query``, so many child runs. The result is ``{"batch": id, "window": how many to ask at once}``; a refusal, with a limit,
+          ``max_tokens``; or, with ``method`` ``rlm_query``, so many child runs. The result is
+          ``{"batch": id, "window": how many to ask at once}``; a refusal, with a limit,
           refuses all of them. To refuse with ``unknown_method`` is to know no batches: their prompts
           then come as plain ``llm_query`` calls;
         - ``batch_close``: the ``batch`` is over, whatever came of it;

@@ -291,7 +291,7 @@ def test_run_with_json_prints_the_result_and_nothing_else(cli: Run, runs: FakeRu
             "no answer: 3 replies in a row held no code",
         ),
         (result("limit", "partial", "calls"), 3, "a limit ended the run: calls; the answer is a partial one"),
-        (result("limit", None, "wall_s"), 3, "a limit ended the run: wall_s\n"),
+        (result("limit", None, "wall_s"), 3, "a limit ended the run: wall_s; for more: --set budget.wall_s=3600.0\n"),
         (result("failed", None, "the box died", SandboxGoneError("the box died")), 4, "the run failed: the box died"),
         (result("failed", None, "no key", ModelAuthenticationError("no key")), 5, "the run failed: no key"),
         (result("failed", None, "a bug"), 1, "the run failed: a bug"),
@@ -415,7 +415,8 @@ def test_the_answer_comes_before_the_closing_notes(runs: FakeRuns, text: str, mo
     monkeypatch.setattr(sys, "stderr", both)
     runs.outcome = result("limit", "partial", "calls")
     assert main(["run", text, "-q", "What?"]) == 3
-    notes = "rlm-sandbox: a limit ended the run: calls; the answer is a partial one\njournal: /journals/r1.jsonl\n"
+    end = "a limit ended the run: calls; the answer is a partial one; for more: --set budget.calls=4000"
+    notes = f"rlm-sandbox: {end}\njournal: /journals/r1.jsonl\n"
     assert both.getvalue().endswith("partial\n" + notes)
 
 

@@ -28,6 +28,7 @@ amounts = st.builds(
     calls=st.integers(0, 2),
     tokens=st.integers(0, 9),
     cost_nano=st.integers(0, 9),
+    children=st.just(0),
     turns=st.integers(0, 2),
     bytes_in=st.integers(0, 9),
     bytes_out=st.integers(0, 9),
