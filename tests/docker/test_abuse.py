@@ -11,11 +11,12 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.events import Recorder
+from orchestrator.events import Envelope, Recorder
+from orchestrator.interpreter import Sandbox
 from orchestrator.ledger import Scope
 from orchestrator.models import retry
 from orchestrator.models.anthropic import AnthropicModel
-from orchestrator.models.base import Model, ModelReply, Usage
+from orchestrator.models.base import Model, ModelReply, ModelRequest, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
 from orchestrator.rlm.recursion import Run, Tree
@@ -23,7 +24,7 @@ from orchestrator.sandbox.engine import Engine
 from orchestrator.session import Backing, Session, open_session
 from orchestrator.traffic import Gates, Lane, Limits
 from tests.support.fakes import FakeModel, MemoryJournal
-from tests.support.live import LADDER_S, POLICY, TIMEOUT, Sandbox, left_behind
+from tests.support.live import LADDER_S, POLICY, TIMEOUT, left_behind
 from tests.support.model_server import Fault, ModelServer, Reply
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -318,3 +319,34 @@ answers == [str(n) for n in range(500)], batch
                 code = "[getattr(a, 'reason', a) for a in llm_query_batched(['a', 'bad', 'c'])]"
                 assert await box.value(code) == ["fine", "model_request", "fine"]
             await model.aclose()
+
+    async def test_children_of_children_have_boxes_of_their_own_and_no_more_of_them_than_there_are_places(
+        self, engine: Engine
+    ) -> None:
+        settings = ["budget.depth=2", "budget.children_alive=2", "models.max_tokens=64", "limits.memory_mb=256"]
+        policy = POLICY.override(settings)
+        model = FakeModel(default=by_depth)
+        # The scope is the first run's: it sees every child of the tree.
+        scope, most = Scope.root(policy.budget), 0
+
+        def watch(_envelope: Envelope) -> None:
+            nonlocal most
+            most = max(most, scope.alive_children)
+
+        tree = Tree(model, backing(engine, policy, model), None, watch)
+        run = Run(tree, scope, policy, "a b c", "What?", "r1")
+        result = await run.complete()
+        assert (result.status, result.answer) == ("answered", "['A!', 'B!', 'C!']")
+        assert (result.usage["children"], most, scope.alive_children) == (6, 2, 0)
+        assert left_behind(engine) == []
+
+
+def by_depth(request: ModelRequest) -> ModelReply:
+    """Split at the top, pass on in the middle, and answer at the bottom."""
+    asked = request.messages[0].text
+    code = "Final = str(rlm_query_batched('middle', context.split()))"
+    if "middle" in asked:
+        code = "Final = rlm_query('bottom', context) + '!'"
+    elif "bottom" in asked:
+        code = "Final = context.upper()"
+    return ModelReply(f"```repl\n{code}\n```", Usage(1, 1))

@@ -136,7 +136,7 @@ answers == [str(n) for n in range(500)]
 
     async def test_a_prompt_beyond_the_limit_is_refused_in_the_box(self, engine: Engine) -> None:
         desk = Desk()
-        async with box(engine, "limits.answer_mb=1", rpc=desk) as opened:
+        async with box(engine, "limits.answer_mb=1", "limits.frame_kb=1024", rpc=desk) as opened:
             assert await value(opened, f"{REASON}\nreason('x' * (1 << 21))") == ("too_large", 1 << 20)
             assert not desk.calls
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,43 @@ def test_complete_answers_and_waits() -> None:
 @pytest.mark.anyio
 async def test_complete_works_inside_a_running_event_loop() -> None:
     assert rlm(finals("42")).complete("text", "What?").answer == "42"
+
+
+@pytest.mark.parametrize(("bound", "most"), [(1, 1), (3, 3)])
+def test_runs_in_threads_of_their_own_ask_one_provider_no_more_at_once_than_it_allows(bound: int, most: int) -> None:
+    class Provider:
+        """Counts the requests it has at once, whichever loop they come from."""
+
+        name = f"provider-{bound}"
+        under_way = seen = 0
+        lock = threading.Lock()
+
+        async def complete(self, request: ModelRequest) -> ModelReply:
+            with self.lock:
+                self.under_way += 1
+                self.seen = max(self.seen, self.under_way)
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+            with self.lock:
+                self.under_way -= 1
+            return CODE if request.purpose == "root" else ModelReply("x", Usage(1, 1))
+
+        async def aclose(self) -> None:
+            """Nothing to close."""
+
+    async def asks(box: FakeBox) -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(box.call, "llm_query", "x")
+        await box.call("final", "done")
+
+    provider, policy = Provider(), Policy().override([f"models.provider_in_flight={bound}"])
+    runs = [RLM(provider, policy=policy, open_box=FakeBoxes([[asks]]).open) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda run: run.complete("text", "What?"), runs))
+    assert [result.answer for result in results] == ["done"] * 8
+    assert [result.usage["calls"] for result in results] == [21] * 8
+    assert provider.seen == most
 
 
 @pytest.mark.anyio
