@@ -29,6 +29,8 @@ from tests.support.model_server import Fault, ModelServer, Reply
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
+# The largest prompt takes all the room there is for calls under way.
+LARGE = ("limits.answer_mb=1", "limits.frame_kb=2048", "limits.memory_mb=1024", f"budget.tokens={10**9}")
 REASON = """
 def reason(ask, *arguments, **options):
     try: return ask(*arguments, **options)
@@ -296,17 +298,26 @@ answers == [str(n) for n in range(500)], batch
             assert await box.value("llm_query('next')") == "an answer"
             assert [request.messages[0].text for request in model.requests[asked:]] == ["next"]
 
-    async def test_a_batch_of_prompts_as_large_as_allowed_is_answered_whole(self, engine: Engine) -> None:
+    async def test_a_batch_of_prompts_as_large_as_allowed_is_answered_whole_for_the_box_keeps_to_the_hosts_room(
+        self, engine: Engine
+    ) -> None:
         model = FakeModel(default=lambda request: ModelReply(str(len(request.messages[0].text)), Usage(1, 1)))
-        code = "set(llm_query_batched([chr(65 + n) * (2 << 20) for n in range(20)]))"
-        settings = (
-            "limits.answer_mb=1",
-            "limits.frame_kb=2048",
-            "limits.memory_mb=1024",
-            "budget.tokens=1_000_000_000",
-        )
-        async with live(engine, *settings, model=model) as box:
+        async with live(engine, *LARGE, model=model) as box:
+            code = "set(llm_query_batched([chr(65 + n) * (2 << 20) for n in range(20)]))"
             assert await box.value(code, 60) == {str(2 << 20)}
+
+    async def test_weakened_a_box_that_sends_as_if_there_were_room_for_anything_is_refused(
+        self, engine: Engine
+    ) -> None:
+        code = """
+import asyncio
+llm_query.__wrapped__.__self__._connection._max_message = 1 << 40
+tasks = [asyncio.ensure_future(llm_query.aio(chr(65 + n) * (2 << 20))) for n in range(4)]
+done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+{task.exception().reason for task in done}
+"""
+        async with live(engine, *LARGE, model=FakeModel(gate=anyio.Event())) as box:
+            assert await box.value(code, 60) == {"too_many_in_flight"}
 
     async def test_a_refusal_by_the_provider_is_one_item_of_a_batch(self, engine: Engine) -> None:
         def responder(body: Any, _n: int) -> Reply | Fault:

@@ -6,7 +6,8 @@ import pytest
 
 from orchestrator.errors import LimitExceededError
 from orchestrator.ledger import NANO, Amount, Bill, Scope
-from orchestrator.policy import Budget
+from orchestrator.policy import Budget, Policy
+from orchestrator.rlm.result import limit_reached
 from tests.support.fakes import FakeClock
 
 
@@ -335,3 +336,29 @@ class TestUsage:
     def test_what_a_box_may_see_holds_numbers_alone(self) -> None:
         assert all(type(value) in (int, float) for value in scope().remaining().values())
         assert set(scope().remaining()) == set(Budget.model_fields)
+
+
+class TestMore:
+    """What a run is told that ended for want of a budget."""
+
+    @pytest.mark.parametrize(
+        ("reason", "more"),
+        [
+            ("calls", "--set budget.calls=10"),
+            ("cost_usd", "--set budget.cost_usd=3.0"),
+            ("wall_s", "--set budget.wall_s=120.0"),
+            ("children_alive", "--set budget.children_alive=8"),
+            ("overbilled", ""),
+            ("call_timeout_s", ""),
+        ],
+    )
+    def test_it_is_the_setting_that_gives_twice_as_much(self, reason: str, more: str) -> None:
+        ledger = Scope.root(Budget(calls=5, cost_usd=1.5, wall_s=60.0), FakeClock())
+        told = limit_reached(LimitExceededError(reason, 0), ledger)
+        assert (told.reason, told.more) == (reason, more)
+        if more:
+            Policy().override([more.removeprefix("--set ")])
+
+    def test_a_child_is_told_none_for_its_budgets_are_its_parents(self) -> None:
+        child = Scope.root(Budget(depth=1)).child(Budget())
+        assert limit_reached(LimitExceededError("calls", 0), child).more == ""

@@ -234,6 +234,7 @@ async def test_when_the_turns_are_used_up_the_last_of_them_is_announced_and_may_
     assert len(run.model.requests) == 3
     assert "This is your last turn" in run.told(2)
     assert run.journal.of(LimitReached)[0].reason == "turns"
+    assert run.journal.of(LimitReached)[0].more == "--set budget.turns=6"
     assert run.scope.usage()["turns"] == 3
 
 
