@@ -90,12 +90,16 @@ class SandboxSettings(_Table):
         image: image id or reference to use; empty for the one built from these sources.
         user: numeric ``uid:gid`` the box runs as; never 0.
         user_namespace: whether a box that is in no user namespace is refused; the engine makes them, not we.
+        freeze_between_cells: whether everything in the box but its supervisor is stopped while no cell is open.
+        allow_subprocess: whether a cell may start programs and fork; threads it may always.
     """
 
     runtime: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
     image: Annotated[str, Field(max_length=255)] = ""
     user: Annotated[str, Field(pattern=r"^[1-9][0-9]{2,8}:[1-9][0-9]{2,8}$")] = "64000:64000"
     user_namespace: bool = False
+    freeze_between_cells: bool = False
+    allow_subprocess: bool = True
 
 
 class ModelSettings(_Table):
@@ -185,13 +189,16 @@ class Policy(_Table):
     def narrow(self, other: Policy) -> Policy:
         """Return the policy that allows only what both allow: the smaller of each number, the strictest of each choice.
 
-        The box settings (runtime, image, user) stay this policy's: a child cannot choose a weaker box.
+        The box itself (runtime, image, user) stays this policy's: a child cannot choose a weaker one.
         """
         mine, its = self.model_dump(), other.model_dump()
         for table in ("budget", "limits"):
             mine[table] = {key: min(value, its[table][key]) for key, value in mine[table].items()}
         for key in ("max_tokens", "in_flight"):
             mine["models"][key] = min(mine["models"][key], its["models"][key])
+        box, its_box = mine["sandbox"], its["sandbox"]
+        box["freeze_between_cells"] = box["freeze_between_cells"] or its_box["freeze_between_cells"]
+        box["allow_subprocess"] = box["allow_subprocess"] and its_box["allow_subprocess"]
         mine["models"]["allowed"] = tuple(name for name in self.models.allowed if name in other.models.allowed)
         return Policy.model_validate(mine)
 
