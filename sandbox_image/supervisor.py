@@ -44,6 +44,8 @@ MAX_MESSAGE = 8 << 20
 MAX_WAITING = 100
 # What a kernel wrote before it died has long been in this process's reach: nothing in this time means nothing more.
 LAST_WORDS_MS = 5
+# The first kernel confines itself in 20 ms; meanwhile this process does not hear that its host is gone.
+CONFINED_S = 30
 # What does not stop in this time between two cells is killed. It takes well below a millisecond; on a machine full of
 # work, as long as it takes until each thread has had its turn.
 FREEZE_S = 0.5
@@ -277,9 +279,12 @@ class Supervisor:
         """Wait until the first kernel has confined itself, if it is to; return what it and the system say of that."""
         if not self._filtered:
             return {}
-        header = self._rpc.recv(wire.HEADER.size, socket.MSG_WAITALL)
-        if len(header) == wire.HEADER.size:
-            self._refusals = self._rpc.recv(wire.HEADER.unpack(header)[0], socket.MSG_WAITALL)
+        self._rpc.settimeout(CONFINED_S)
+        with suppress(TimeoutError):
+            header = self._rpc.recv(wire.HEADER.size)
+            if header:
+                self._refusals = self._rpc.recv(wire.HEADER.unpack(header)[0])  # both are in one small write
+        self._rpc.settimeout(None)
         self._confined = True
         return {"status": attest.status_of(self._kernel), "refusals": json.loads(self._refusals or b"{}")}
 

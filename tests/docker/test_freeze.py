@@ -6,6 +6,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ LEFT_BEHIND = {
     "a thread": "",
     "threads": "for _ in range(8): left()",
     "a child": "os.fork() or spin()",
+    "children": "for _ in range(20): os.fork() or spin()",
     "a daemon": "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: spin()\n    os._exit(0)\nNone",
     "a child whose first thread is gone": "if os.fork() == 0:\n    left()\n    libc.syscall(60, 0)",
     "a thread that wakes": "left(lambda: tried(lambda: os.kill(os.getpid(), signal.SIGCONT)))",
@@ -90,12 +92,12 @@ async def used_meanwhile(engine: Engine, frozen: Sandbox, free: Sandbox) -> int:
 
     def compare() -> int:
         still, moving = processor_time(engine, frozen), processor_time(engine, free)
+        deadline = time.monotonic() + TIMEOUT
         while processor_time(engine, free) - moving < MOVED:
-            pass
+            assert time.monotonic() < deadline, "the twin did not move"
         return processor_time(engine, frozen) - still
 
-    with anyio.fail_after(TIMEOUT):
-        return await to_thread.run_sync(compare, abandon_on_cancel=True)
+    return await to_thread.run_sync(compare)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,7 @@ async def test_nothing_runs_between_cells_and_in_its_twin_something_does(engine:
         assert await value(frozen, "1 + 1") == 2
 
 
+@otherwise_under_gvisor("the host does not see the threads of a box")
 async def test_a_box_that_waits_for_its_first_cell_is_stopped(engine: Engine) -> None:
     async with box(engine, FREEZE, context="the context") as frozen:
         assert await states(engine, frozen) == {"T"}
@@ -199,6 +202,39 @@ class TestCalls:
         async with box(engine, FREEZE, rpc=Desk()) as frozen:
             assert (await outcome(frozen, HANGING, TIMEOUT)).ok
             assert await value(frozen, f"thread.join({TIMEOUT})\nreasons") == ["cell_over"]
+
+
+# A cell that says it is over and goes on: the kernel's own socket is there for all the code in its process.
+FORGED_END = """
+kernel = get_ipython().kernel
+reply = {"status": "ok", "execution_count": 1, "user_expressions": {}, "payload": []}
+ident, parent = kernel._parent_ident["shell"], kernel.get_parent("shell")
+kernel.session.send(kernel.shell_stream, "execute_reply", reply, parent, ident=ident)
+kernel.shell_stream.flush()
+while True:
+    print("after the end")
+    try: llm_query("x")
+    except QueryRefused: pass
+"""
+
+
+class TestForgedEnd:
+    async def test_the_code_behind_it_is_stopped_and_its_twin_gains_nothing(self, engine: Engine) -> None:
+        still, moving = Desk(), Desk()
+        async with box(engine, FREEZE, rpc=still) as frozen, box(engine, rpc=moving) as free:
+            for opened in (frozen, free):
+                result = await outcome(opened, FORGED_END, TIMEOUT)
+                assert result.ok  # by its own word
+            assert await used_meanwhile(engine, frozen, free) < STILL
+            await moving.heard(None, times=10)
+            assert None not in still.cells
+            for opened in (frozen, free):
+                # The code that pretended to be over is in the way of the next cell, whose time it uses up; it is ended
+                # with that one, and no output of it is taken for that of another.
+                result = await outcome(opened, "print('mine')", SHORT)
+                assert result.status == "timeout"
+                assert "after the end" not in result.stdout
+                assert await value(opened, "1") == 1
 
 
 FORK_BOMB = """
