@@ -9,8 +9,9 @@ from contextlib import suppress
 
 from sandbox_image.attest import read
 
-# Between two looks at whether a process has stopped, in seconds: it takes some 50 µs on a machine that is not busy.
-_LOOK_S = 50e-6
+# Seconds between two looks at whether a process has stopped: first as long as it takes on a machine that is not busy,
+# then twice the last time, up to this.
+_FIRST_LOOK_S, _LAST_LOOK_S = 50e-6, 0.01
 
 
 def kill_everyone() -> None:
@@ -45,9 +46,13 @@ def freeze(kernel: int, patience_s: float) -> bool:
     nothing, so only one that still dies can wake another (its end may send SIGCONT to those it leaves behind). Hence
     the order: all are stopped, none is left but the kernel, and then the kernel is found stopped, every thread of it.
     ``seccomp.NO_WAKING`` keeps SIGCONT from whoever was about to send it.
+
+    Args:
+        kernel: a child of this process.
+        patience_s: how long to wait, at least; on a machine that is full of work each wait takes longer than it was to.
     """
     _must_be_init()
-    deadline = time.monotonic() + patience_s
+    waited, pause = 0.0, _FIRST_LOOK_S
     while True:
         with suppress(ProcessLookupError):
             os.kill(-1, signal.SIGSTOP)
@@ -57,9 +62,10 @@ def freeze(kernel: int, patience_s: float) -> bool:
                 os.kill(pid, signal.SIGKILL)
         if not others and _stopped(kernel):
             return True
-        if time.monotonic() >= deadline:
+        if waited >= patience_s:
             return False
-        time.sleep(_LOOK_S)
+        time.sleep(pause)
+        waited, pause = waited + pause, min(2 * pause, _LAST_LOOK_S)
 
 
 def thaw(kernel: int) -> None:

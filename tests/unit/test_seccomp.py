@@ -171,7 +171,9 @@ if sys.argv[2] == "filter":
     found["refusals"] = seccomp.install(seccomp.rules(subprocesses=False, freeze=True))
     go.set()
     thread.join()
-    threading.Thread(target=lambda: found.update(later=everything())).start()
+    later = threading.Thread(target=lambda: found.update(later=everything()))
+    later.start()
+    later.join()
 found["main"] = everything()
 print(json.dumps(found))
 """
