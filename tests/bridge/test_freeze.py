@@ -40,13 +40,22 @@ def hang():
     try: llm_query("never answered")
     except QueryRefused: pass
 for work in (beat, hang): threading.Thread(target=work, daemon=True).start()
-time.sleep(0.2)
+budget()  # answered when the other call has arrived
 """
 
 
-async def never(_call: RpcCall) -> RpcReply:
-    await anyio.sleep_forever()
-    raise AssertionError
+class Desk:
+    """Answers no query; and anything else once one has arrived."""
+
+    def __init__(self) -> None:
+        self._asked = anyio.Event()
+
+    async def __call__(self, call: RpcCall) -> RpcReply:
+        if call.method == "llm_query":
+            self._asked.set()
+            await anyio.sleep_forever()
+        await self._asked.wait()
+        return RpcReply()
 
 
 def without_the_filters_part(folder: Path) -> Path:
@@ -62,7 +71,7 @@ def without_the_filters_part(folder: Path) -> Path:
 @asynccontextmanager
 async def attacked(folder: Path, program: Path) -> AsyncIterator[Path]:
     """Run the attack to the end of its cell; yield the file that grows while what it left behind runs."""
-    async with bridge(folder, rpc=never, policy=FROZEN, program=program) as (client, mux):
+    async with bridge(folder, rpc=Desk(), policy=FROZEN, program=program) as (client, mux):
         assert (await executed(client, mux, WOKEN_BY_AN_ANSWER)) == "ok"
         yield folder / "scratch" / "beats"
 

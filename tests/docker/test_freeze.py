@@ -142,7 +142,7 @@ async def states(engine: Engine, opened: Sandbox) -> set[str]:
 
 
 class Desk:
-    """Refuses calls; those of a cell named ``hang`` it never answers.
+    """Refuses queries, but for those that say ``hang``: it never answers them, and once one has arrived, ``budget``.
 
     Attributes:
         cells: the cell of each call that arrived.
@@ -150,14 +150,18 @@ class Desk:
 
     def __init__(self) -> None:
         self.cells: list[int | None] = []
-        self._more = anyio.Event()
+        self._more, self._hanging = anyio.Event(), anyio.Event()
 
     async def __call__(self, call: RpcCall) -> RpcReply:
         self.cells.append(call.cell)
         self._more.set()
         self._more = anyio.Event()
         if call.body == "hang":
+            self._hanging.set()
             await anyio.sleep_forever()
+        if call.method == "budget":
+            await self._hanging.wait()
+            return RpcReply()
         raise RpcRefusal("no_open_cell", "refused")
 
     async def heard(self, cell: int | None, times: int) -> None:
@@ -176,14 +180,14 @@ def call():
 threading.Thread(target=call, daemon=True).start()
 """
 HANGING = """
-import threading, time
+import threading
 reasons = []
 def hang():
     try: llm_query("hang")
     except QueryRefused as error: reasons.append(error.reason)
 thread = threading.Thread(target=hang)
 thread.start()
-time.sleep(0.2)
+budget()
 """
 
 
