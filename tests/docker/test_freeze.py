@@ -49,7 +49,7 @@ LEFT_BEHIND = {
     "a thread": "",
     "threads": "for _ in range(8): left()",
     "a child": "os.fork() or spin()",
-    "children": "for _ in range(20): os.fork() or spin()",
+    "children": "for _ in range(4): os.fork() or spin()",
     "a daemon": "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: spin()\n    os._exit(0)\nNone",
     "a child whose first thread is gone": "if os.fork() == 0:\n    left()\n    libc.syscall(60, 0)",
     "a thread that wakes": "left(lambda: tried(lambda: os.kill(os.getpid(), signal.SIGCONT)))",
@@ -243,11 +243,11 @@ class TestForgedEnd:
 
 LEAVES_ITS_GROUP = """
 import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 for n in range(20):
     if os.fork() == 0:
         os.setsid()
         time.sleep(1000)
-signal.signal(signal.SIGINT, signal.SIG_IGN)
 time.sleep(1000)
 """
 
