@@ -9,10 +9,10 @@ import pytest
 
 from orchestrator.errors import HardeningError
 from orchestrator.policy import Policy
-from orchestrator.sandbox import hardening
+from orchestrator.sandbox import effective, hardening
 from orchestrator.sandbox.engine import Engine
 from tests.support.live import ATTEMPT, POLICY, TIMEOUT, ask, box, outcome, value
-from tests.support.weakened import Config, seccomp_profile, with_seccomp
+from tests.support.weakened import Config, with_seccomp
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
@@ -157,7 +157,7 @@ async def test_a_box_whose_interpreter_kept_what_it_was_to_give_up_is_refused(
 async def test_a_box_whose_interpreter_cannot_confine_itself_is_refused(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without = seccomp_profile().replace('"seccomp"', '"no_such_call"')
+    without = effective.seccomp().replace('"seccomp"', '"no_such_call"')
     changed(monkeypatch, with_seccomp(hardening.seccomp_profile(POLICY, without)))
     with pytest.raises(HardeningError, match="H19b"):
         async with box(engine, NO_SUBPROCESS):
