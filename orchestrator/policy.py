@@ -98,12 +98,16 @@ class SandboxSettings(_Table):
         image: image id or reference to use; empty for the one built from these sources.
         user: numeric ``uid:gid`` the box runs as; never 0.
         user_namespace: whether a box that is in no user namespace is refused; the engine makes them, not we.
+        freeze_between_cells: whether everything in the box but its supervisor is stopped while no cell is open.
+        allow_subprocess: whether a cell may start programs and fork; threads it may always.
     """
 
     runtime: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
     image: Annotated[str, Field(max_length=255)] = ""
     user: Annotated[str, Field(pattern=r"^[1-9][0-9]{2,8}:[1-9][0-9]{2,8}$")] = "64000:64000"
     user_namespace: bool = False
+    freeze_between_cells: bool = False
+    allow_subprocess: bool = True
 
 
 class ModelSettings(_Table):
@@ -199,7 +203,7 @@ class Policy(_Table):
     def narrow(self, other: Policy) -> Policy:
         """Return the policy that allows only what both allow: the smaller of each number, the strictest of each choice.
 
-        The box settings (runtime, image, user) stay this policy's: a child cannot choose a weaker box.
+        The box itself (runtime, image, user) stays this policy's: a child cannot choose a weaker one.
         """
         mine, its = self.model_dump(), other.model_dump()
         for table in ("budget", "limits"):
@@ -208,6 +212,9 @@ class Policy(_Table):
             mine["models"][key] = min(mine["models"][key], its["models"][key])
         for key in ("requests_per_minute", "tokens_per_minute"):  # 0 is no limit
             mine["models"][key] = min(filter(None, (mine["models"][key], its["models"][key])), default=0)
+        box, its_box = mine["sandbox"], its["sandbox"]
+        box["freeze_between_cells"] = box["freeze_between_cells"] or its_box["freeze_between_cells"]
+        box["allow_subprocess"] = box["allow_subprocess"] and its_box["allow_subprocess"]
         mine["models"]["allowed"] = tuple(name for name in self.models.allowed if name in other.models.allowed)
         return Policy.model_validate(mine)
 

@@ -12,9 +12,9 @@ import resource
 import socket
 from typing import Any
 
-_STATUS_FIELDS = frozenset(
-    ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
-)
+_IDENTITY = ("Uid", "Gid", "Groups")
+_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_STATUS_FIELDS = frozenset((*_IDENTITY, *_CAPABILITIES, "NoNewPrivs", "Seccomp", "Seccomp_filters"))
 _CGROUP_FILES = {
     # what: (cgroup v2, cgroup v1); Linux Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/
     "memory": ("memory.max", "memory/memory.limit_in_bytes"),
@@ -55,13 +55,19 @@ def oom_kills() -> int:
     return 0
 
 
+def status_of(process: int | str) -> dict[str, str]:
+    """Return of a process what the system says in ``/proc/PID/status``, as far as it is looked at."""
+    lines = (line.split(":\t", 1) for line in read(f"/proc/{process}/status").splitlines() if ":\t" in line)
+    return {name: value.strip() for name, value in lines if name in _STATUS_FIELDS}
+
+
 def gather() -> dict[str, Any]:
     """Return the facts: identity, capabilities, seccomp, mounts, limits, interfaces, descriptors, environment."""
-    status = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
+    status = status_of("self")
     if "NoNewPrivs" not in status:
         status["NoNewPrivs"] = _no_new_privileges()  # gVisor has no such line
     return {
-        "status": {name: value.strip() for name, value in status.items() if name in _STATUS_FIELDS},
+        "status": status,
         "pid": os.getpid(),
         "mounts": [_mount(line) for line in read("/proc/self/mountinfo").splitlines()],
         "cgroup": {

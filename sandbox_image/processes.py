@@ -1,10 +1,17 @@
-"""What the supervisor does to the rest of its box: end every process, and clear away every file they left."""
+"""What the supervisor does to the rest of its box: stop and end processes, and clear away every file they left."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
+
+from sandbox_image.attest import read
+
+# Seconds between two looks at whether a process has stopped: first as long as it takes on a machine that is not busy,
+# then twice the last time, up to this.
+_FIRST_LOOK_S, _LAST_LOOK_S = 50e-6, 0.01
 
 
 def kill_everyone() -> None:
@@ -30,6 +37,56 @@ def end_others(kernel: int) -> None:
     for pid in stopped:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def freeze(kernel: int, patience_s: float) -> bool:
+    """Stop ``kernel`` and kill every other process; return whether nothing but this process can run any more.
+
+    ``kill(-1)`` reaches all processes in one step that no fork falls between, and a process that has stopped does
+    nothing, so only one that still dies can wake another (its end may send SIGCONT to those it leaves behind). Hence
+    the order: all are stopped, none is left but the kernel, and then the kernel is found stopped, every thread of it.
+    ``seccomp.NO_WAKING`` keeps SIGCONT from whoever was about to send it.
+
+    Args:
+        kernel: a child of this process.
+        patience_s: how long to wait, at least; on a machine that is full of work each wait takes longer than it was to.
+    """
+    _must_be_init()
+    waited, pause = 0.0, _FIRST_LOOK_S
+    while True:
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGSTOP)
+        others = [pid for pid in _processes() - {os.getpid(), kernel} if _lives(pid)]
+        for pid in others:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not others and _stopped(kernel):
+            return True
+        if waited >= patience_s:
+            return False
+        time.sleep(pause)
+        waited, pause = waited + pause, min(2 * pause, _LAST_LOOK_S)
+
+
+def thaw(kernel: int) -> None:
+    """Let a stopped kernel go on."""
+    with suppress(ProcessLookupError):
+        os.kill(kernel, signal.SIGCONT)
+
+
+def _stopped(child: int) -> bool:
+    try:
+        # waitid(2) tells of a stop when the last thread has stopped; WNOWAIT leaves it to be told again.
+        return os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # dead and reaped
+
+
+def _lives(pid: int) -> bool:
+    # proc(5): state is field 3, the number of threads field 20. The state is that of the first thread alone, which can
+    # end before others do.
+    fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return len(fields) > 17 and not (fields[0] in "ZX" and int(fields[17]) <= 1)  # noqa: PLR2004
 
 
 def _must_be_init() -> None:

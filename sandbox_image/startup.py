@@ -1,12 +1,14 @@
 """Starts ipykernel in the box: sockets on a private tmpfs, nothing of IPython that needs a network, disk or terminal.
 
-The supervisor runs this as its child. When the sockets are bound it says so, waits for the context, puts ``context``
-and the functions of :mod:`sandbox_image.guest_api` into the namespace, says that it is ready, and serves.
+The supervisor's child does this once it is confined (``confine.py``). When the sockets are bound it says so, waits for
+the context, puts ``context`` and the functions of :mod:`sandbox_image.guest_api` into the namespace, says that it is
+ready, and serves.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import mmap
 import os
@@ -21,8 +23,6 @@ from functools import partial
 from threading import Thread
 from typing import Any
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
-
 from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
@@ -35,12 +35,16 @@ from traitlets.config import Config
 
 from sandbox_image import wire
 from sandbox_image.calls import Connection
+from sandbox_image.confine import RPC_FD
 from sandbox_image.gate import cut
 from sandbox_image.guest_api import GuestApi
 from sandbox_image.wire import Kind
 
-RPC_FD = 3
 CONTEXT_FD = 4
+# What Python itself reports before it starts a process (the table of audit events in its documentation).
+PROCESS_EVENTS = frozenset(
+    ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen")
+)
 
 
 class BoxStream(OutStream):
@@ -297,8 +301,18 @@ def main() -> None:
     namespace.update(api.names())
     app.kernel.guest_api = api
     app.kernel.shell.user_ns_hidden.update(dict.fromkeys(api.names()))
+    if not settings["subprocesses"]:
+        sys.addaudithook(_say_why)
     sock.sendall(wire.encode(Kind.READY))
     app.start()
+
+
+def _say_why(event: str, _arguments: tuple[Any, ...]) -> None:
+    """Say in words what the filter would refuse without any: it is the filter that holds, whatever becomes of this."""
+    if event in PROCESS_EVENTS:
+        raise PermissionError(
+            errno.EPERM, "this sandbox runs one process: no programs, no forks (sandbox.allow_subprocess); use threads"
+        )
 
 
 def _receive_layout_size(sock: socket.socket, max_frame: int) -> int | None:
@@ -332,7 +346,3 @@ def _inherit_context() -> None:
 
     Thread.start = start_in_context  # type: ignore[assignment, method-assign]
     ThreadPoolExecutor.submit = submit_in_context  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    main()

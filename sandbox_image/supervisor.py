@@ -23,9 +23,9 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 
-from sandbox_image import attest, wire
+from sandbox_image import attest, seccomp, wire
 from sandbox_image.gate import CellGate, pack
-from sandbox_image.processes import empty, end_others, kill_everyone
+from sandbox_image.processes import empty, end_others, freeze, kill_everyone, thaw
 from sandbox_image.wire import Channel, Kind
 
 RUN_DIR = os.environ.get("RLM_SANDBOX_RUN_DIR", "/run/box")
@@ -44,6 +44,11 @@ MAX_MESSAGE = 8 << 20
 MAX_WAITING = 100
 # What a kernel wrote before it died has long been in this process's reach: nothing in this time means nothing more.
 LAST_WORDS_MS = 5
+# The first kernel confines itself in 20 ms; meanwhile this process does not hear that its host is gone.
+CONFINED_S = 30
+# What does not stop in this time between two cells is killed. It takes well below a millisecond; on a machine full of
+# work, as long as it takes until each thread has had its turn.
+FREEZE_S = 0.5
 PR_SET_DUMPABLE = 4
 
 
@@ -78,6 +83,9 @@ class Supervisor:
         self._gate = CellGate(settings["output"])
         self._context_layout: bytes | None = None
         self._context_changed = 0
+        self._filtered = bool(seccomp.rules(subprocesses=settings["subprocesses"], freeze=settings["freeze"]))
+        self._refusals = b""
+        self._frozen = self._ready = False
         self._generation = 0
         self._failed_starts = 0
         self._kernel = 0
@@ -102,7 +110,8 @@ class Supervisor:
         _widen(0)
         self._spawn()
         threading.Thread(target=self._reap, daemon=True).start()
-        self._send(Kind.HELLO, json.dumps({"protocol": wire.PROTOCOL_VERSION, **attest.gather()}).encode())
+        facts = {"protocol": wire.PROTOCOL_VERSION, **attest.gather(), "interpreter": self._interpreter()}
+        self._send(Kind.HELLO, json.dumps(facts).encode())
         import zmq  # while the kernel, on another core, imports its own modules
 
         self._zmq = zmq
@@ -156,7 +165,8 @@ class Supervisor:
             elif frame.kind is Kind.RPC:
                 self._answer(frame.payload)
             elif frame.kind is Kind.INTERRUPT:
-                self._signal(signal.SIGINT)
+                if not self._frozen:  # else it came too late for its cell, and would meet the next one
+                    self._signal(signal.SIGINT)
             elif frame.kind is Kind.RESTART:
                 self._restarting = True
                 self._signal(signal.SIGKILL)
@@ -170,6 +180,9 @@ class Supervisor:
         self._gate.open(header["msg_id"], header["msg_type"])
         self._held_reply = None
         self._ooms = attest.oom_kills()
+        if self._frozen:
+            self._frozen = False
+            thaw(self._kernel)
         sock.send_multipart(parts)
 
     def _drain(self, channel: Channel, sock: Any) -> None:
@@ -202,18 +215,31 @@ class Supervisor:
         if self._held_reply is None:
             return
         reply, self._held_reply = self._held_reply[0], None
-        if self._kernel:
-            end_others(self._kernel)
+        if self._kernel and not self._quiesce():
+            return  # the host hears of the kernel's death instead
         cut = self._gate.close()
         if cut is not None:
             self._send(Kind.CUT, pack(cut))
         self._send(Kind.KERNEL, reply)
 
+    def _quiesce(self) -> bool:
+        """End what the cell left running; return whether the kernel is still there."""
+        if not self._settings["freeze"]:
+            end_others(self._kernel)
+            return True
+        self._frozen = freeze(self._kernel, FREEZE_S)
+        if not self._frozen:
+            kill_everyone()
+        elif self._unread <= MAX_UNREAD:
+            self._from_kernel()  # calls that were made in this cell, by threads, are not to be those of the next
+        return self._frozen
+
     # The kernel -----------------------------------------------------------------------------------------------------
 
     def _spawn(self) -> None:
         self._generation += 1
-        self._ready = self._subscribed = self._loaded = self._configured = False
+        self._ready = self._subscribed = self._loaded = self._configured = self._frozen = False
+        self._confined = not self._filtered
         self._ooms = attest.oom_kills()
         self._from_guest = wire.Decoder(self._settings["frame"], frozenset((Kind.RPC, Kind.READY)))
         self._rpc, theirs = socket.socketpair()
@@ -228,12 +254,12 @@ class Supervisor:
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._settings["threads"])),
         }
-        startup = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup.py")  # noqa: PTH100, PTH118, PTH120
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "confine.py")  # noqa: PTH100, PTH118, PTH120
         null = os.open(os.devnull, os.O_RDWR)
         os.lseek(self._context_read, 0, os.SEEK_SET)
         self._kernel = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-I", "-B", startup, self._endpoint(), json.dumps(self._settings)],
+            [sys.executable, "-I", "-B", program, self._endpoint(), json.dumps(self._settings)],
             environment,
             # 3 and 4 are the pipe of exits here (made first, close-on-exec), so nothing that is copied is overwritten.
             file_actions=[
@@ -249,6 +275,19 @@ class Supervisor:
         theirs.close()
         self._children.set()
 
+    def _interpreter(self) -> dict[str, Any]:
+        """Wait until the first kernel has confined itself, if it is to; return what it and the system say of that."""
+        if not self._filtered:
+            return {}
+        self._rpc.settimeout(CONFINED_S)
+        with suppress(TimeoutError):
+            header = self._rpc.recv(wire.HEADER.size)
+            if header:
+                self._refusals = self._rpc.recv(wire.HEADER.unpack(header)[0])  # both are in one small write
+        self._rpc.settimeout(None)
+        self._confined = True
+        return {"status": attest.status_of(self._kernel), "refusals": json.loads(self._refusals or b"{}")}
+
     def _endpoint(self) -> str:
         return f"{RUN_DIR}/k{self._generation}"
 
@@ -259,26 +298,37 @@ class Supervisor:
 
     def _from_kernel(self) -> None:
         try:
-            data = self._rpc.recv(READ_SIZE)
+            data = self._rpc.recv(READ_SIZE, socket.MSG_DONTWAIT)
             frames = list(self._from_guest.feed(data)) if data else []
+        except BlockingIOError:
+            return  # read already, when its cell ended
         except (OSError, wire.WireError):
             data = b""
         if not data:
             # Closed or broken by the guest: without its calls the kernel is of no use, so it is replaced.
-            self._poller.unregister(self._rpc.fileno())
+            if self._rpc.fileno() in self._poller:
+                self._poller.unregister(self._rpc.fileno())
             self._signal(signal.SIGKILL)
             return
         for frame in frames:
-            if frame.kind is Kind.RPC:
-                if self._ready:
-                    self._send(Kind.RPC, frame.payload)
-            elif not self._loaded:
-                self._loaded = True  # its sockets are bound
-                self._connect()
-                self._configure()
-            else:
-                self._context_in = True
-                self._announce()
+            if frame.kind is not Kind.RPC:
+                self._kernel_said(frame.payload)
+            elif self._ready:
+                self._send(Kind.RPC, frame.payload)
+
+    def _kernel_said(self, payload: bytes) -> None:
+        """Take a READY of the kernel; each means more than the last."""
+        if not self._confined:
+            self._confined = True
+            if payload != self._refusals:  # what the host was told of the first kernel is to hold for every one
+                self._signal(signal.SIGKILL)
+        elif not self._loaded:
+            self._loaded = True  # its sockets are bound
+            self._connect()
+            self._configure()
+        else:
+            self._context_in = True
+            self._announce()
 
     def _connect(self) -> None:
         zmq = self._zmq

@@ -93,6 +93,11 @@ def _box(policy: Policy) -> list[str]:
         f"runs as {sandbox.user} under {runtime}, from "
         + (f"the image {one_line(sandbox.image, _WIDTH)}" if sandbox.image else "the image built from these sources"),
         "has no network, no mount, no port and no secret, whatever the policy",
+        *(
+            ["stands still between cells: nothing in it runs but its supervisor"]
+            if sandbox.freeze_between_cells
+            else []
+        ),
     ]
 
 
@@ -100,6 +105,11 @@ def _cell(policy: Policy) -> list[str]:
     limits = policy.limits
     return [
         f"runs at most {duration(limits.cell_timeout_s)}",
+        (
+            "starts programs and forks, which end with it"
+            if policy.sandbox.allow_subprocess
+            else "starts no process beside its interpreter; threads it may"
+        ),
         (
             f"prints at most {limits.output_kb:,} KiB a stream, of which the root model sees "
             f"{counted(limits.observation_chars, 'character')}"

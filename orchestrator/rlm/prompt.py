@@ -18,7 +18,16 @@ from orchestrator.rlm.parse import ParsedReply
 from orchestrator.text import counted, head_and_tail, json_text, one_line, printable
 
 Name = Literal[
-    "system", "rlm_query", "models", "first", "observation", "no_code", "last_turn", "direct_system", "direct"
+    "system",
+    "rlm_query",
+    "models",
+    "one_process",
+    "first",
+    "observation",
+    "no_code",
+    "last_turn",
+    "direct_system",
+    "direct",
 ]
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -94,6 +103,8 @@ def system(policy: Policy, *, levels: int) -> str:
     optional = render("rlm_query") if levels else ""
     if policy.models.allowed:
         optional += render("models", names=", ".join(json_text(name) for name in policy.models.allowed))
+    if not policy.sandbox.allow_subprocess:
+        optional += render("one_process")
     return render(
         "system",
         observation_chars=f"{limits.observation_chars:,}",

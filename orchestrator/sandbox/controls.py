@@ -18,6 +18,7 @@ from orchestrator.sandbox.hardening import (
     MIB,
     OOM_SCORE_ADJ,
     WORKDIR,
+    arguments,
     host_tasks,
     seccomp_profile,
     tmpfs,
@@ -228,6 +229,14 @@ CONTROLS: tuple[Control, ...] = (
             f"seccomp={seccomp_profile(wanted.policy, wanted.seccomp)}" in host(record)["SecurityOpt"]
         ),
         inside=lambda facts, _: readback.status(facts, "Seccomp") == "2",
+    ),
+    Control(
+        id="H19b",
+        what="a second filter on the interpreter, where the policy wants one: no process but it; stopped, it stays so",
+        sets="`sandbox_image/seccomp.py`, by `sandbox.allow_subprocess` and `sandbox.freeze_between_cells`",
+        stops="programs and forks; code that wakes itself between cells",
+        engine=lambda record, wanted: record["Config"]["Cmd"] == arguments(wanted.policy),
+        inside=readback.second_filter,
     ),
     Control(
         id="H20",

@@ -80,14 +80,21 @@ def message_bytes(policy: Policy) -> int:
 
 
 def supervisor_settings(policy: Policy) -> dict[str, int]:
-    """Return what the supervisor is told on its command line: limits it applies at the source; sizes in bytes."""
+    """Return what the supervisor is told on its command line: what it applies at the source; sizes in bytes."""
     return {
         "frame": frame_bytes(policy),
         "message": message_bytes(policy),
         "output": policy.limits.output_kb * 1024,
         "window": policy.models.window,
         "threads": max(1, int(policy.limits.cpus)),
+        "freeze": policy.sandbox.freeze_between_cells,
+        "subprocesses": policy.sandbox.allow_subprocess,
     }
+
+
+def arguments(policy: Policy) -> list[str]:
+    """Return the supervisor's command line, as the engine is sent it."""
+    return [json.dumps(supervisor_settings(policy), separators=(",", ":"))]
 
 
 def seccomp_profile(policy: Policy, profile: str) -> str:
@@ -132,7 +139,7 @@ def container_config(policy: Policy, image: str, seccomp: str, labels: dict[str,
     return {
         "Image": image,
         "Entrypoint": ENTRYPOINT,
-        "Cmd": [json.dumps(supervisor_settings(policy), separators=(",", ":"))],
+        "Cmd": arguments(policy),
         # A name without "=" removes it: nothing of the image's or the engine's environment is left.
         "Env": ["PATH"],
         "WorkingDir": WORKDIR,

@@ -177,6 +177,21 @@ def masks_made(facts: Record, _: Wanted) -> bool:
     return all(mask is not None and mask[0] == "tmpfs" for mask in masks) and sysctls is not None and "ro" in sysctls[1]
 
 
+def second_filter(facts: Record, wanted: Wanted) -> bool:
+    """Whether the interpreter is refused what the policy takes from it, by a filter that the supervisor does not have.
+
+    Only Linux since 5.9 counts filters; where nobody does, the refusals alone have to do.
+    """
+    box = wanted.policy.sandbox
+    taken = set() if box.allow_subprocess else {"execve", "clone"}
+    taken |= {"kill", "fcntl"} if box.freeze_between_cells else set()
+    if not taken:
+        return True
+    refusals, its = facts["interpreter"]["refusals"], facts["interpreter"]["status"]
+    more = int(its.get("Seccomp_filters", 1)) > int(facts["status"].get("Seccomp_filters", 0))
+    return more and all(refusals[call] == "EPERM" for call in {"seccomp", *taken})
+
+
 def lsm_left_on(record: Record, _: Wanted) -> bool:
     """Whether no module of the host's kernel was told to look away."""
     off = ("apparmor=unconfined", "apparmor:unconfined", "label=disable", "label:disable", "systempaths=unconfined")

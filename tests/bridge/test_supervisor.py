@@ -254,9 +254,12 @@ class Desk:
 
     def __init__(self) -> None:
         self.arrived = anyio.Event()
+        self.calls = 0
 
     async def __call__(self, call: RpcCall) -> RpcReply:
+        self.calls += 1
         self.arrived.set()
+        self.arrived = anyio.Event()
         if call.body == "hang":
             await anyio.sleep_forever()
         if call.method == "budget":
@@ -283,9 +286,13 @@ class TestCalls:
     async def test_threads_that_hang_in_calls_do_not_use_up_the_window(self, tmp_path: Path) -> None:
         window = POLICY.models.window
         code = f"import threading\nfor _ in range({window}): threading.Thread(target=llm_query, args=('hang',)).start()"
-        async with bridge(tmp_path, rpc=Desk()) as (client, mux):
-            for _ in range(3):
+        desk = Desk()
+        async with bridge(tmp_path, rpc=desk) as (client, mux):
+            for round_ in range(1, 4):
                 assert (await run(client, code)).ok
+                with anyio.fail_after(TIMEOUT):
+                    while desk.calls < round_ * window:  # as many more than the window would never arrive
+                        await desk.arrived.wait()
                 mux.cancel_calls()
             assert (await run(client, "llm_query('1')")).result == "'é'"
 

@@ -48,7 +48,9 @@ def facts(policy: Policy | None = None) -> dict[str, Any]:
             **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), none),
             "NoNewPrivs": "1",
             "Seccomp": "2",
+            "Seccomp_filters": "1",
         },
+        "interpreter": _interpreter(policy),
         "pid": 1,
         "mounts": [
             ["/", "overlay", "ro,relatime", "rw,lowerdir=/a,upperdir=/b"],
@@ -89,6 +91,16 @@ def facts(policy: Policy | None = None) -> dict[str, Any]:
         "stream_in_reach": False,
         **(_under_gvisor(policy) if gvisor.asked_for(policy.sandbox.runtime) else {}),
     }
+
+
+def _interpreter(policy: Policy) -> dict[str, Any]:
+    """Return what is said of an interpreter that gave up what the policy takes away."""
+    box = policy.sandbox
+    refused: tuple[str, ...] = () if box.allow_subprocess else ("execve", "clone")
+    refused += ("kill", "fcntl") if box.freeze_between_cells else ()
+    if not refused:
+        return {}
+    return {"status": {"Seccomp_filters": "2"}, "refusals": dict.fromkeys(("seccomp", *refused), "EPERM")}
 
 
 def _under_gvisor(policy: Policy) -> dict[str, Any]:

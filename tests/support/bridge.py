@@ -32,7 +32,7 @@ from orchestrator.transport.rpc import RpcHandler
 
 POLICY = Policy().override(["limits.output_kb=4", "limits.answer_mb=4", "limits.frame_kb=2048", "models.in_flight=2"])
 START_S = 60
-_SUPERVISOR = Path(sandbox_image.__file__).with_name("supervisor.py")
+SUPERVISOR = Path(sandbox_image.__file__).with_name("supervisor.py")
 # The tmpfs is there before the supervisor is, and so is the /proc of its own PID namespace.
 _ENTER = ("unshare", "--pid", "--mount", "--ipc", "--fork", "--kill-child", "--mount-proc", "--")
 _RUN = 'mount -t tmpfs tmpfs /dev/shm && exec "$0" "$@"'
@@ -75,16 +75,18 @@ class ProcessStream:
 
 
 @asynccontextmanager
-async def supervisor(folder: Path) -> AsyncIterator[tuple[ProcessStream, Process]]:
+async def supervisor(
+    folder: Path, policy: Policy = POLICY, program: Path = SUPERVISOR
+) -> AsyncIterator[tuple[ProcessStream, Process]]:
     """Start a supervisor; its end is awaited when the block is left."""
     (folder / "scratch").mkdir()
-    settings = json.dumps(hardening.supervisor_settings(POLICY))
+    settings = json.dumps(hardening.supervisor_settings(policy))
     environment = {
         "PATH": os.environ["PATH"],
         "RLM_SANDBOX_RUN_DIR": str(folder / "run"),
         "RLM_SANDBOX_SCRATCH": str(folder / "scratch"),
     }
-    command = [*_ENTER, "sh", "-c", _RUN, sys.executable, "-I", "-B", "-u", str(_SUPERVISOR), settings]
+    command = [*_ENTER, "sh", "-c", _RUN, sys.executable, "-I", "-B", "-u", str(program), settings]
     process = await anyio.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     stream = ProcessStream(process)
     try:
@@ -101,12 +103,17 @@ async def supervisor(folder: Path) -> AsyncIterator[tuple[ProcessStream, Process
 
 @asynccontextmanager
 async def bridge(
-    folder: Path, context: Context | None = None, rpc: RpcHandler = refuse_everything
+    folder: Path,
+    context: Context | None = None,
+    rpc: RpcHandler = refuse_everything,
+    *,
+    policy: Policy = POLICY,
+    program: Path = SUPERVISOR,
 ) -> AsyncIterator[tuple[KernelClient, Mux]]:
     """Start a supervisor and join client and mux to it, as orchestrator/interpreter.py does with a container."""
-    async with supervisor(folder) as (stream, _):
+    async with supervisor(folder, policy, program) as (stream, _):
         stand_in = Container("bridge", cast("AttachStream", stream))
-        async with interpreter._served(stand_in, POLICY, rpc) as (client, mux):
+        async with interpreter._served(stand_in, policy, rpc) as (client, mux):
             with anyio.fail_after(START_S):
                 async with anyio.create_task_group() as starting:
                     starting.start_soon(interpreter._send_context, mux, context)

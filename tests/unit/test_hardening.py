@@ -21,6 +21,10 @@ from tests.support.boxes import HOST, IMAGE, SECCOMP, config, facts, record, wan
 Mutate = Callable[[dict[str, Any]], object]
 
 
+# What the interpreter of a box is told by a filter that takes all there is to be taken.
+REFUSED = dict.fromkeys(("seccomp", "execve", "clone", "kill", "fcntl"), "EPERM")
+
+
 def at(*path: str | int, to: Any) -> Mutate:
     """Return what sets one value in nested data."""
 
@@ -127,6 +131,7 @@ WEAKENED: dict[tuple[str, str], list[Mutate]] = {
         host("SecurityOpt", ["no-new-privileges", 'seccomp={"defaultAction":"SCMP_ACT_ALLOW"}']),
     ],
     ("H19", "inside"): [at("status", "Seccomp", to="0")],
+    ("H19b", "engine"): [at("Config", "Cmd", to=["{}"]), at("Config", "Cmd", to=[])],
     ("H23", "engine"): [host("LogConfig", {"Type": "json-file", "Config": {}})],
     ("H24", "engine"): [host("RestartPolicy", {"Name": "always", "MaximumRetryCount": 0})],
     ("H20", "engine"): [
@@ -197,6 +202,7 @@ class TestVerify:
         views |= {(control.id, "inside") for control in CONTROLS if control.inside is not None}
         views -= {("H31", "inside")}  # of policies that ask for gVisor alone: test_gvisor.py
         views -= {("H7", "inside")}  # of policies that ask for a user namespace alone: below
+        views -= {("H19b", "inside")}  # of policies that take something from the interpreter alone: below
         assert set(WEAKENED) == views
         assert len({control.id for control in CONTROLS}) == len(CONTROLS)
 
@@ -230,6 +236,35 @@ class TestVerify:
         inside["uid_map"] = ""
         assert "H7" in verify(record(policy), inside, wanted(policy)).deviations[-1]
 
+    @pytest.mark.parametrize(
+        ("setting", "change"),
+        [
+            ("sandbox.allow_subprocess=false", {"refusals": {"seccomp": "EPERM", "clone": "EPERM"}}),
+            ("sandbox.allow_subprocess=false", {"refusals": {**REFUSED, "execve": "EFAULT"}}),
+            ("sandbox.allow_subprocess=false", {"refusals": {**REFUSED, "clone": "EINVAL"}}),
+            ("sandbox.allow_subprocess=false", {"refusals": {**REFUSED, "seccomp": "EINVAL"}}),
+            ("sandbox.allow_subprocess=false", {"status": {"Seccomp_filters": "1"}}),
+            ("sandbox.allow_subprocess=false", {"refusals": None}),
+            ("sandbox.freeze_between_cells=true", {"refusals": {**REFUSED, "kill": "ESRCH"}}),
+            ("sandbox.freeze_between_cells=true", {"refusals": {**REFUSED, "fcntl": "EBADF"}}),
+        ],
+        ids=str,
+    )
+    def test_a_second_filter_is_demanded_where_the_policy_says_so(self, setting: str, change: dict[str, Any]) -> None:
+        policy = Policy().override([setting])
+        inside = facts(policy)
+        assert verify(record(policy), inside, wanted(policy)).deviations == []
+        assert "H19b" in verify(record(), facts(), wanted(policy)).deviations[0]  # a box that was told of no such thing
+        inside["interpreter"].update(change)
+        report = verify(record(policy), inside, wanted(policy))
+        assert [line.partition(" ")[0] for line in report.deviations] == ["H19b"]
+
+    def test_refusals_alone_have_to_do_where_no_filters_are_counted(self) -> None:
+        policy = Policy.load("strict")
+        inside = facts(policy)
+        del inside["status"]["Seccomp_filters"], inside["interpreter"]["status"]["Seccomp_filters"]
+        assert verify(record(policy), inside, wanted(policy)).deviations == []
+
     def test_numbers_of_namespaces_are_compared_on_one_kernel_alone(self) -> None:
         inside = facts()
         inside["namespaces"]["net"] = HOST.namespaces["net"]
@@ -240,7 +275,7 @@ class TestVerify:
     def test_what_cannot_be_read_is_not_in_force(self, empty: str) -> None:
         report = verify({} if empty == "engine" else record(), {} if empty == "inside" else facts(), wanted())
         missing = {control.id for control in CONTROLS if getattr(control, empty) is not None}
-        missing -= {"H7"} if empty == "inside" else set()  # which the policy does not want
+        missing -= {"H7", "H19b"} if empty == "inside" else set()  # which the policy does not want
         assert {line.partition(" ")[0] for line in report.deviations} == missing
 
     @settings(max_examples=200, deadline=None)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator import bundle
 from orchestrator.errors import PolicyError
-from orchestrator.policy import Budget, Limits, ModelSettings, Policy, profiles
+from orchestrator.policy import Budget, Limits, ModelSettings, Policy, SandboxSettings, profiles
 
 TABLES: dict[str, type[BaseModel]] = {"budget": Budget, "limits": Limits, "models": ModelSettings}
 
@@ -40,6 +40,7 @@ policies = st.builds(
     Policy,
     budget=budgets,
     limits=boxes,
+    sandbox=st.builds(SandboxSettings, freeze_between_cells=st.booleans(), allow_subprocess=st.booleans()),
     models=st.builds(ModelSettings, max_tokens=st.integers(16, 10**5), in_flight=st.integers(1, 100), allowed=names),
 )
 
@@ -70,16 +71,26 @@ class TestProfiles:
         assert all(strict[key] <= default[key] for key in default)
         assert Policy.load().narrow(Policy.load("strict")).limits == Policy.load("strict").limits
 
+    def test_strict_alone_freezes_its_boxes_and_starts_no_processes(self) -> None:
+        found = {name: Policy.load(name).sandbox for name in profiles()}
+        assert {name for name, box in found.items() if box.freeze_between_cells} == {"strict"}
+        assert {name for name, box in found.items() if not box.allow_subprocess} == {"strict"}
+
 
 class TestNarrow:
     @settings(max_examples=100)
     @given(mine=policies, other=policies)
-    def test_nothing_grows_and_the_box_stays(self, mine: Policy, other: Policy) -> None:
+    def test_nothing_grows_and_the_box_gets_no_weaker(self, mine: Policy, other: Policy) -> None:
         narrowed = mine.narrow(other)
         for key, value in numbers(narrowed).items():
             assert value == min(numbers(mine)[key], numbers(other)[key])
         assert set(narrowed.models.allowed) == set(mine.models.allowed) & set(other.models.allowed)
-        assert narrowed.sandbox == mine.sandbox
+        assert narrowed.sandbox == mine.sandbox.model_copy(
+            update={
+                "freeze_between_cells": mine.sandbox.freeze_between_cells or other.sandbox.freeze_between_cells,
+                "allow_subprocess": mine.sandbox.allow_subprocess and other.sandbox.allow_subprocess,
+            }
+        )
         assert narrowed.narrow(other) == narrowed
 
     def test_the_window_keeps_all_in_flight_busy(self) -> None:

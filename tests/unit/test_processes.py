@@ -10,7 +10,11 @@ import pytest
 from sandbox_image import processes
 
 
-@pytest.mark.parametrize("end", [processes.kill_everyone, lambda: processes.end_others(1)], ids=["all", "others"])
+@pytest.mark.parametrize(
+    "end",
+    [processes.kill_everyone, lambda: processes.end_others(1), lambda: processes.freeze(1, 1)],
+    ids=["all", "others", "freeze"],
+)
 def test_nobody_is_killed_by_a_process_that_is_no_init(end: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal was sent"))
     assert callable(end)

@@ -56,6 +56,11 @@ def test_the_system_prompt_states_the_limits_of_the_policy() -> None:
     assert "250,000 characters" in prompt.system(Policy(), levels=1)
 
 
+def test_the_system_prompt_says_where_no_process_can_be_started() -> None:
+    assert "PermissionError" in prompt.system(Policy.load("strict"), levels=0)
+    assert "PermissionError" not in prompt.system(Policy(), levels=0)
+
+
 def test_the_system_prompt_names_the_models_a_cell_may_ask_for_if_any() -> None:
     policy = Policy().override(['models.allowed=["small", "large"]'])
     assert 'one of: "small", "large"' in prompt.system(policy, levels=1)
