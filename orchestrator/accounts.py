@@ -133,7 +133,8 @@ class Bill:
         cache_read_tokens: input tokens served from the provider's cache.
         cache_write_tokens: input tokens written to it.
         unpriced_calls: calls to a model the price table does not know.
-        estimated_calls: calls whose tokens are our upper estimate, because no bill came.
+        estimated_calls: calls whose tokens are our estimate, because no bill came.
+        estimated_tokens: those tokens.
     """
 
     model: str
@@ -143,6 +144,7 @@ class Bill:
     cache_write_tokens: int = 0
     unpriced_calls: int = 0
     estimated_calls: int = 0
+    estimated_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -224,6 +226,11 @@ class Account:
                 str(depth): _table(tally for (its, _), tally in self.tallies.items() if its == depth)
                 for depth in depths
             },
+            "by_depth_and_model": [
+                {"depth": depth, "model": model, **_table([tally])}
+                for (depth, model), tally in sorted(self.tallies.items())
+                if model
+            ],
         }
 
 

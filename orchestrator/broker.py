@@ -16,10 +16,14 @@ a provider's message or a key. The words, and what the number is:
     no cell runs; a call of this cell had that id, and that one stands; more calls than one cell may make: how many
 ``prompt_too_large``, ``context_too_large``, ``answer_too_large``
     the bytes of UTF-8 that are allowed
+``price_cap``
+    the policy's most for one query to that model: US dollars
 ``model_not_allowed``
     the policy does not list that model
 ``model_unavailable``, ``model_request``, ``model_authentication``, ``model_error``
     the model did not answer (:class:`~orchestrator.errors.ModelError` and its kin)
+``provider_down``
+    the model's provider has failed so long that it is not asked for now: the seconds until it is
 ``already_final``
     the run has its answer
 ``child_failed``
@@ -45,10 +49,12 @@ from orchestrator.errors import (
     LimitExceededError,
     ModelAuthenticationError,
     ModelError,
+    ProviderDownError,
     RlmSandboxError,
 )
 from orchestrator.events import FinalSet, Recorder
 from orchestrator.ledger import Amount, Reservation, Scope
+from orchestrator.memo import Memo
 from orchestrator.metering import Complete, Till
 from orchestrator.models import retry
 from orchestrator.models.base import Message, Model, ModelRequest
@@ -75,6 +81,7 @@ _MIB: Final = 1024 * 1024
 _MODEL_ERRORS: Final = {
     "model_authentication": "the model cannot be used",
     "model_unavailable": "the model did not answer; the same query may succeed later",
+    "provider_down": "the model has not answered for some time and is not asked before the limit, in seconds, is over",
     "model_request": "the model refused this query; a shorter or different one may succeed",
 }
 
@@ -129,12 +136,14 @@ class Broker:
         self._child = child
         self._alive = policy.budget.children_alive
         self._subcalls = Subcalls(
-            Till(scope, prices, recorder, complete, lane),
+            Till(scope, prices, recorder, complete, lane, policy.models.request_timeout_s),
             limiter=limiter,
             check=self._check_running,
             max_bytes=policy.limits.frame_kb * _KIB,
             timeout_s=policy.limits.call_timeout_s,
             cell_ends=cell_ends,
+            price_caps=policy.models.price_caps,
+            memo=Memo() if policy.models.memo else None,
         )
         self._books = CellBooks()
         self._refusals = RefusalLog(recorder)
@@ -158,7 +167,8 @@ class Broker:
         except ModelError as error:
             if isinstance(error, ModelAuthenticationError):
                 self.fatal = self.fatal or error
-            refusal = RpcRefusal(error.code, _MODEL_ERRORS.get(error.code, "the model failed"))
+            when = error.retry_after_s if isinstance(error, ProviderDownError) else None
+            refusal = RpcRefusal(error.code, _MODEL_ERRORS.get(error.code, "the model failed"), limit=when)
         except JournalError as error:
             refusal = self._stop(error)
         await self._books.pace()

@@ -15,6 +15,7 @@ The type says whose fault it is, so a caller knows what to do next::
     ├── ModelError              the model's provider                                exit 5
     │   ├── ModelAuthenticationError  the key is refused
     │   ├── ModelUnavailableError     overloaded, unreachable or failing: worth another try
+    │   │   └── ProviderDownError         failing for so long that it is asked no more for now
     │   └── ModelRequestError         the provider refuses this very request
     ├── LimitExceededError      a budget of the policy is used up                   exit 3
     └── JournalError            the record of the run cannot be written or read     exit 1
@@ -129,6 +130,12 @@ class ModelUnavailableError(ModelError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.may_be_billed = may_be_billed
+
+
+class ProviderDownError(ModelUnavailableError):
+    """The provider has failed so often and for so long that nothing is sent to it before ``retry_after_s``."""
+
+    code = "provider_down"
 
 
 class ModelRequestError(ModelError):

@@ -124,7 +124,10 @@ class SubcallStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class SubcallFinished(Event):
-    """A sub-call was answered; the cell has not seen the answer yet."""
+    """A sub-call was answered; the cell has not seen the answer yet.
+
+    ``memo_of`` is the number of the sub-call whose answer this is where nothing was sent; else None.
+    """
 
     kind: ClassVar[str] = "subcall_finished"
     call: int
@@ -134,6 +137,7 @@ class SubcallFinished(Event):
     cost_usd: float | None
     attempts: int
     elapsed_s: float
+    memo_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +154,61 @@ class SubcallFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class RetryScheduled(Event):
-    """A request failed in a way that may pass; another attempt follows after ``wait_s``."""
+    """A request failed in a way that may pass; another attempt follows after ``wait_s``.
+
+    Attributes:
+        purpose: ``root`` or ``sub``.
+        attempt: which failed, from 1.
+        code: the error's word.
+        wait_s: seconds until the next.
+        call: number of the sub-call, or None.
+        detail: what is known of the failure; it stays on the host.
+    """
 
     kind: ClassVar[str] = "retry_scheduled"
     purpose: str
     attempt: int
     code: str
+    wait_s: float
+    call: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateCharged(Event):
+    """Requests that left and may be billed though no reply came of them were charged at their upper estimate.
+
+    Attributes:
+        purpose: ``root`` or ``sub``.
+        call: number of the sub-call, or None.
+        attempts: how many requests.
+        tokens: of all of them together.
+        cost_usd: by the price table; None for a model it does not know.
+    """
+
+    kind: ClassVar[str] = "estimate_charged"
+    purpose: str
+    call: int | None
+    attempts: int
+    tokens: int
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitChanged(Event):
+    """A provider's circuit breaker changed its state through a request of this run.
+
+    Attributes:
+        provider: whose.
+        state: ``open``: nothing is sent for ``wait_s``; ``half_open``: one request is; ``closed``: it answers again.
+        failures: requests that failed one after another.
+        wait_s: seconds until a request probes it.
+    """
+
+    kind: ClassVar[str] = "circuit_changed"
+    provider: str
+    state: str
+    failures: int
     wait_s: float
 
 

@@ -267,8 +267,9 @@ class Scope:
         """Return what was spent here and below, as plain data.
 
         Totals (``calls``, ``tokens`` and their four kinds, ``cost_usd``, ``unpriced_calls``, ``estimated_calls``,
-        ``turns``, ``bytes_in``, ``bytes_out``, ``children``), ``wall_s`` from opening to closing or
-        now, and the same totals under ``by_model`` and, by depth in the tree, under ``by_depth``.
+        ``estimated_tokens``, ``turns``, ``bytes_in``, ``bytes_out``, ``children``), ``wall_s`` from opening to closing
+        or now, and the same totals under ``by_model``, by depth in the tree under ``by_depth``, and as rows of both
+        under ``by_depth_and_model``.
         """
         ended = self._clock() if self._ended is None else self._ended
         return {**self._account.usage(), "wall_s": ended - self._began}

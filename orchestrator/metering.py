@@ -13,6 +13,9 @@ Root turns and sub-calls both pay here. What is charged:
   costs its worst case too;
 - a request that never left costs nothing.
 
+So a provider's own books agree with these: its requests are the calls, the tokens of the replies it sent whole are the
+tokens that are not estimated, and whatever else it may bill is within those that are.
+
 A model without a price costs 0 US dollars here and is counted in ``unpriced_calls``: a budget in dollars does not bind
 it, and those in calls and tokens do.
 """
@@ -23,25 +26,36 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Final, Protocol, cast, get_args
 
-from orchestrator.errors import ModelError
-from orchestrator.events import Recorder, RetryScheduled
+import anyio
+
+from orchestrator.errors import ModelError, ModelUnavailableError
+from orchestrator.events import CircuitChanged, EstimateCharged, Recorder, RetryScheduled
 from orchestrator.ledger import NANO, Amount, Bill, Reservation, Scope
 from orchestrator.models import retry
 from orchestrator.models.base import Model, ModelReply, ModelRequest, StopReason, Usage
+from orchestrator.models.circuit import Change, provider_of
 from orchestrator.models.prices import PriceTable
 from orchestrator.text import one_line, size
 from orchestrator.traffic import Lane
 
 _DETAIL_WIDTH = 240
+_MOST_TOKENS = 2**53
+_LATE: Final = object()
 
 
 class Complete(Protocol):
     """How a model is asked, retries included: :func:`orchestrator.models.retry.complete`, or it with other patience."""
 
     async def __call__(
-        self, model: Model, request: ModelRequest, *, deadline: float, on_retry: Callable[[retry.Retry], None]
+        self,
+        model: Model,
+        request: ModelRequest,
+        *,
+        deadline: float,
+        on_retry: Callable[[retry.Retry], None],
+        on_circuit: Callable[[Change], None],
     ) -> tuple[ModelReply, int]:
         """Return the reply and the number of attempts."""
 
@@ -73,6 +87,8 @@ class Till:
         recorder: its events; retries are recorded there.
         complete: how a model is asked.
         lane: the way to the providers, which every attempt takes; None is one without limits.
+        request_s: seconds from when a request leaves within which its reply has come whole, however steadily it drips;
+            one that has not is given up, and is a failure that may pass.
     """
 
     scope: Scope
@@ -80,6 +96,7 @@ class Till:
     recorder: Recorder
     complete: Complete = retry.complete
     lane: Lane | None = None
+    request_s: float = math.inf
 
     def bound(self, model: Model, input_tokens: int, output_tokens: int, *, calls: int = 1) -> Amount:
         """Return the most that so many calls with so many tokens in all may cost."""
@@ -101,13 +118,23 @@ class Exchange:
             it is left itself. Bytes in it are settled too: those out as they are held, those in as the answer has.
         till: where to pay.
         deadline: when an answer is no longer waited for, on the event loop's clock; the scope's deadline holds anyway.
+        call: number of the sub-call; None for a root turn.
     """
 
     def __init__(
-        self, model: Model, request: ModelRequest, held: Reservation, till: Till, deadline: float = math.inf
+        self,
+        model: Model,
+        request: ModelRequest,
+        held: Reservation,
+        till: Till,
+        deadline: float = math.inf,
+        *,
+        call: int | None = None,
     ) -> None:
         worst = till.worst_case(model, request)
-        self._model = _Watched(model, till.lane, worst.tokens)
+        self._model = _Watched(model, till, worst.tokens)
+        self._call = call
+        self._covered = 0  # attempts without a known bill for which another worst case is held
         self._request = request
         self._held = held
         self._till = till
@@ -134,7 +161,11 @@ class Exchange:
         """
         try:
             reply, _ = await self._till.complete(
-                self._model, self._request, deadline=self._deadline, on_retry=self._before_retry
+                self._model,
+                self._request,
+                deadline=self._deadline,
+                on_retry=self._before_retry,
+                on_circuit=self._circuit_changed,
             )
         except BaseException:
             self._pay(None)
@@ -150,28 +181,39 @@ class Exchange:
         return Usage(self._request.worst_case_input_tokens(), self._request.max_tokens, estimated=True)
 
     def _before_retry(self, failed: retry.Retry) -> None:
-        lost = self._worst._replace(calls=0) if failed.error.may_be_billed else Amount()
-        self._held.extend(Amount(calls=1) + lost)
+        # What was held for an attempt whose bill nobody knows is spent; the next one needs as much again.
+        lost = self._model.lost - self._covered
+        self._held.extend(Amount(calls=1) + self._worst._replace(calls=0) * lost)
+        self._covered += lost
+        error, detail = failed.error, one_line(str(failed.error), _DETAIL_WIDTH)
         self._till.recorder.emit(
-            RetryScheduled(self._request.purpose, failed.attempt, failed.error.code, failed.wait_s)
+            RetryScheduled(self._request.purpose, failed.attempt, error.code, failed.wait_s, self._call, detail)
         )
 
+    def _circuit_changed(self, change: Change) -> None:
+        self._till.recorder.emit(CircuitChanged(change.provider, change.state, change.failures, change.wait_s))
+
     def _pay(self, reply: ModelReply | None) -> int | None:
-        """Book the bill, and the worst case of every attempt whose bill nobody knows; return what both cost."""
+        """Book the bill, and the worst case of every attempt whose bill nobody knows; return what the reply cost."""
         usage = Usage() if reply is None else reply.usage
         if not self.attempts:
             self._held.release()
             return None
         lost, held, name = self._model.lost, self._held.held, self._model.name
         cost_nano = self._till.prices.cost_nano(name, usage)
-        price = None if cost_nano is None else cost_nano + lost * self._worst.cost_nano
+        unpriced = cost_nano is None
+        estimate = self._worst._replace(calls=0) * lost if lost else Amount()
         told = _counts(usage)
-        told = (told[0] + lost * self._most.input_tokens, told[1] + lost * self._most.output_tokens, *told[2:])
+        told = (
+            told[0] + estimate.tokens - lost * self._request.max_tokens,
+            told[1] + lost * self._request.max_tokens,
+            *told[2:],
+        )
         self._held.settle(
             Amount(
                 calls=self.attempts,
                 tokens=sum(told),
-                cost_nano=price or 0,
+                cost_nano=(cost_nano or 0) + estimate.cost_nano,
                 turns=held.turns,
                 bytes_in=min(0 if reply is None else size(reply.text), held.bytes_in),
                 bytes_out=held.bytes_out,
@@ -179,11 +221,16 @@ class Exchange:
             Bill(
                 name,
                 *told,
-                unpriced_calls=int(price is None and (reply is not None or lost > 0)),
-                estimated_calls=lost + int(usage.estimated),
+                unpriced_calls=unpriced * (lost + (reply is not None)),
+                estimated_calls=lost + usage.estimated,
+                estimated_tokens=estimate.tokens + usage.total * usage.estimated,
             ),
         )
-        return price
+        if lost:
+            cost_usd = None if unpriced else estimate.cost_nano / NANO
+            event = EstimateCharged(self._request.purpose, self._call, lost, estimate.tokens, cost_usd)
+            self._till.recorder.emit(event)
+        return cost_nano
 
 
 def _counts(usage: Usage) -> tuple[int, int, int, int]:
@@ -191,7 +238,8 @@ def _counts(usage: Usage) -> tuple[int, int, int, int]:
 
 
 def _is_true(usage: Any) -> bool:
-    return type(usage.estimated) is bool and all(type(count) is int and count >= 0 for count in _counts(usage))
+    counts = _counts(usage)
+    return type(usage.estimated) is bool and all(type(count) is int and 0 <= count <= _MOST_TOKENS for count in counts)
 
 
 def _checked(reply: object) -> ModelReply:
@@ -212,9 +260,10 @@ class _Watched:
     Here, and nowhere else, whatever a model may do wrong becomes a ModelError: anybody may write one.
     """
 
-    def __init__(self, model: Model, lane: Lane | None, tokens: int) -> None:
+    def __init__(self, model: Model, till: Till, tokens: int) -> None:
         self._model = model
-        self._lane = lane
+        self._lane = till.lane
+        self._request_s = till.request_s
         self._tokens = tokens
         self.sent = 0
         self.lost = 0
@@ -223,6 +272,11 @@ class _Watched:
     def name(self) -> str:
         """The model's."""
         return self._model.name
+
+    @property
+    def provider(self) -> str:
+        """Who answers for it."""
+        return provider_of(self._model)
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Pass the request on, once it is its turn at the provider.
@@ -247,14 +301,19 @@ class _Watched:
     async def _ask(self, request: ModelRequest) -> ModelReply:
         self.sent += 1
         self.lost += 1
+        reply: object = _LATE
         try:
-            reply: object = await self._model.complete(request)
+            with anyio.move_on_after(self._request_s):
+                reply = await self._model.complete(request)
         except ModelError as error:
             self.lost -= not error.may_be_billed
             raise
         except Exception as error:
             detail = one_line(str(error), _DETAIL_WIDTH)
             raise ModelError(f"the model raised {type(error).__name__}{f': {detail}' if detail else ''}") from error
+        if reply is _LATE:
+            told = f"no whole answer from {self.name} within {self._request_s:g} s"
+            raise ModelUnavailableError(told, may_be_billed=True)
         answer = _checked(reply)
         self.lost -= 1
         return answer

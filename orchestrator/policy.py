@@ -123,6 +123,9 @@ class ModelSettings(_Table):
         requests_per_minute: requests to one provider in any minute, of all runs of this process; 0 for any number.
         tokens_per_minute: tokens of one provider in any minute, likewise.
         direct_below_chars: a context shorter than this is answered by one plain call; 0 turns that off.
+        request_timeout_s: seconds within which a reply has come whole; a later one is given up, and asked for again.
+        memo: answer a sub-call that repeats an earlier one of its run, word for word, with that one's answer, for free.
+        price_caps: the most that one sub-call to a model may cost, in US dollars, by the model's name.
     """
 
     root: Annotated[str, Field(max_length=200)] = ""
@@ -134,6 +137,9 @@ class ModelSettings(_Table):
     requests_per_minute: Count = 0
     tokens_per_minute: Count = 0
     direct_below_chars: Count = 0
+    request_timeout_s: Seconds = 600.0
+    memo: bool = False
+    price_caps: dict[str, Dollars] = Field(default_factory=dict)
 
     @property
     def window(self) -> int:
@@ -215,6 +221,9 @@ class Policy(_Table):
         box, its_box = mine["sandbox"], its["sandbox"]
         box["freeze_between_cells"] = box["freeze_between_cells"] or its_box["freeze_between_cells"]
         box["allow_subprocess"] = box["allow_subprocess"] and its_box["allow_subprocess"]
+        caps = (self.models.price_caps, its["models"]["price_caps"])
+        mine["models"]["price_caps"] = {name: min(c[name] for c in caps if name in c) for c in caps for name in c}
+        mine["models"]["request_timeout_s"] = min(self.models.request_timeout_s, other.models.request_timeout_s)
         mine["models"]["allowed"] = tuple(name for name in self.models.allowed if name in other.models.allowed)
         return Policy.model_validate(mine)
 

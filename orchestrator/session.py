@@ -32,8 +32,10 @@ class Box(Protocol):
     def info(self) -> BoxInfo:
         """What is known of it."""
 
-    async def execute(self, code: str, timeout: float | None = None) -> ExecutionResult:
-        """Run one cell; cells are numbered from 1 in the order of these calls."""
+    async def execute(
+        self, code: str, timeout: float | None = None, stop: anyio.Event | None = None
+    ) -> ExecutionResult:
+        """Run one cell, until ``stop`` is set; cells are numbered from 1 in the order of these calls."""
 
 
 OpenBox = Callable[[Policy, Context, RpcHandler], AbstractAsyncContextManager[Box]]
@@ -101,6 +103,7 @@ class Session:
         self._cell = 0
         self._cell_ends = 0.0
         self._running = anyio.CancelScope()
+        self._stop = anyio.Event()
         self._failure: Exception | None = None
 
     @property
@@ -138,10 +141,11 @@ class Session:
         cell, began = self._cell, anyio.current_time()
         self._recorder.emit(CellStarted(turn, cell, code))
         self._cell_ends = began + timeout
+        self._stop = anyio.Event()
         result = ExecutionResult("cancelled")
         try:
             with anyio.CancelScope() as self._running:
-                result = await self._box.execute(code, timeout)
+                result = await self._box.execute(code, timeout, self._stop)
         except anyio.get_cancelled_exc_class():
             abandoned = ExecutionResult("cancelled", elapsed_s=anyio.current_time() - began)
             self._recorder.emit(CellFinished(turn, cell, abandoned.to_dict()))
@@ -153,12 +157,19 @@ class Session:
         return result
 
     async def answer(self, call: RpcCall) -> RpcReply:
-        """Answer a call of the box through the broker; what is no answer and no refusal ends the cell, and the run."""
+        """Answer a call of the box through the broker.
+
+        Where that shows that the run must stop, the cell is interrupted. What is no answer and no refusal ends it and
+        the box.
+        """
         if self._broker is None:
             raise RpcRefusal("no_open_cell", "the box is not open yet")
+        running = self._broker.fatal is None
         try:
             return await self._broker(call)
         except RpcRefusal:
+            if running and self._broker.fatal is not None:
+                self._stop.set()
             raise
         except Exception as error:
             self._failure = self._failure or error

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 
 import anyio
 
 from orchestrator.errors import LimitExceededError, ModelError, ModelUnavailableError
 from orchestrator.events import SubcallFailed, SubcallFinished, SubcallStarted
-from orchestrator.ledger import Amount, Reservation
+from orchestrator.ledger import NANO, Amount, Reservation
+from orchestrator.memo import Known, Memo
 from orchestrator.metering import Answer, Exchange, Till
-from orchestrator.models.base import Model, ModelRequest
-from orchestrator.text import cut_to_bytes
-from orchestrator.transport.rpc import RpcReply
+from orchestrator.models.base import Model, ModelRequest, Usage
+from orchestrator.text import cut_to_bytes, size
+from orchestrator.transport.rpc import RpcRefusal, RpcReply
 
 # Budgets of which more is held for a call under way than it is going to cost.
 _RETURNING = frozenset(("tokens", "cost_usd", "bytes_in"))
@@ -35,6 +35,8 @@ class Subcalls:
         max_bytes: the largest answer, as UTF-8; of a larger one beginning and end are kept.
         timeout_s: seconds one may take from when it leaves, retries included.
         cell_ends: gives when the open cell will be stopped, on the event loop's clock.
+        price_caps: the most one sub-call may cost, in US dollars, by the model's name or spec.
+        memo: answers sub-calls that repeat another; None asks each of them.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Subcalls:
         max_bytes: int,
         timeout_s: float,
         cell_ends: Callable[[], float],
+        price_caps: Mapping[str, float] | None = None,
+        memo: Memo | None = None,
     ) -> None:
         self._till = till
         self._scope = till.scope
@@ -55,6 +59,8 @@ class Subcalls:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._cell_ends = cell_ends
+        self._caps = {name.rpartition(":")[2]: round(usd * NANO) for name, usd in (price_caps or {}).items()}
+        self._memo = memo
         self._number = 0
         self._under_way = 0
         self._settled = anyio.Event()
@@ -78,9 +84,11 @@ class Subcalls:
 
         Raises:
             LimitExceededError: it does not fit; the limit is how many such prompts would.
+            RpcRefusal: ``price_cap``; one such prompt may cost more than the policy allows for that model.
         """
         each = self.input_cost(model, input_tokens)
         reply = self._till.bound(model, 0, max_tokens, calls=0)
+        self._check_cap(model, self._till.bound(model, input_tokens, max_tokens))
         try:
             held = self._scope.reserve(each * n + reply)
         except LimitExceededError as error:
@@ -108,18 +116,49 @@ class Subcalls:
             LimitExceededError: a budget does not allow it, or another attempt at it, or time ran out meanwhile.
             ModelError: there is no answer; that is recorded.
             JournalError: it cannot be recorded.
+            RpcRefusal: ``price_cap``; it may cost more than the policy allows for that model.
         """
+        if self._memo is None:
+            _, reply = await self._ask(model, request, cell, held, batch)
+            return reply
+        async with self._memo.turn(model, request) as slot:
+            known = slot.known
+            if known is not None:
+                if held is not None:
+                    held.release()
+                return self._recall(known, model, request, cell, batch)
+            number, reply = await self._ask(model, request, cell, held, batch)
+            if reply.result["stop"] == "end":
+                slot.keep(Known(number, reply.body))
+            return reply
+
+    def _recall(self, known: Known, model: Model, request: ModelRequest, cell: int, batch: str | None) -> RpcReply:
+        self._check()
+        self._scope.spend(Amount(bytes_in=size(known.text)))
+        number = self._start(model, request, cell, batch)
+        free = Usage().to_dict()
+        self._recorder.emit(SubcallFinished(number, known.text, "end", free, 0.0, 0, 0.0, memo_of=known.call))
+        return RpcReply({"stop": "end"}, known.text)
+
+    def _start(self, model: Model, request: ModelRequest, cell: int, batch: str | None) -> int:
+        self._number += 1
+        prompt = request.messages[-1].text
+        self._recorder.emit(SubcallStarted(self._number, cell, model.name, prompt, request.max_tokens, batch))
+        return self._number
+
+    async def _ask(
+        self, model: Model, request: ModelRequest, cell: int, held: Reservation | None, batch: str | None
+    ) -> tuple[int, RpcReply]:
         with held or self._scope.reserve(Amount(calls=1)) as paying:
+            if model.name in self._caps:
+                self._check_cap(model, self._till.worst_case(model, request))
             async with self._limiter:
                 await self._cover(paying, model, request)
                 most_bytes = paying.held.bytes_in
                 self._check()
-                self._number += 1
-                number = self._number
-                prompt = request.messages[-1].text
-                self._recorder.emit(SubcallStarted(number, cell, model.name, prompt, request.max_tokens, batch))
+                number = self._start(model, request, cell, batch)
                 call_ends, cell_ends = anyio.current_time() + self._timeout_s, self._cell_ends()
-                exchange = Exchange(model, request, paying, self._till, min(call_ends, cell_ends))
+                exchange = Exchange(model, request, paying, self._till, min(call_ends, cell_ends), call=number)
                 late = ("call_timeout_s", self._timeout_s) if call_ends <= cell_ends else ("cell_timeout_s", 0.0)
                 answer = await self._exchange(number, exchange, LimitExceededError(*late), min(call_ends, cell_ends))
         reply = answer.reply
@@ -129,13 +168,13 @@ class Subcalls:
                 call=number,
                 text=text,
                 stop_reason=reply.stop_reason,
-                usage=asdict(reply.usage),
+                usage=reply.usage.to_dict(),
                 cost_usd=answer.cost_usd,
                 attempts=answer.attempts,
                 elapsed_s=answer.elapsed_s,
             )
         )
-        return RpcReply({"stop": reply.stop_reason}, text)
+        return number, RpcReply({"stop": reply.stop_reason}, text)
 
     async def _cover(self, held: Reservation, model: Model, request: ModelRequest) -> None:
         """Bring ``held`` up to the worst case of ``request`` and of the bytes of its answer.
@@ -156,6 +195,14 @@ class Subcalls:
             else:
                 return
             await self._settled.wait()
+
+    def _check_cap(self, model: Model, most: Amount) -> None:
+        cap = self._caps.get(model.name)
+        if cap is not None and most.cost_nano > cap:
+            message = (
+                "one query to that model may cost at most the limit, in US dollars: shorten it or lower max_tokens"
+            )
+            raise RpcRefusal("price_cap", message, limit=cap / NANO)
 
     async def _exchange(self, number: int, exchange: Exchange, late: LimitExceededError, deadline: float) -> Answer:
         """Ask; what does not answer by the ``deadline`` is refused as ``late``, or as the run's own end."""

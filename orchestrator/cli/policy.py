@@ -150,7 +150,7 @@ def _table(differences: list[Difference]) -> list[str]:
 
 
 def to_toml(data: dict[str, Any]) -> str:
-    """Write a policy's plain data as TOML: scalars and lists of strings, in tables one level deep."""
+    """Write a policy's plain data as TOML: scalars, lists of strings and inline tables, in tables one level deep."""
     lines = [f"{key} = {_value(value)}" for key, value in data.items() if not isinstance(value, dict)]
     for name, table in data.items():
         if isinstance(table, dict):
@@ -159,5 +159,7 @@ def to_toml(data: dict[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_value(key)} = {_value(item)}" for key, item in value.items()) + "}"
     # For these types JSON is TOML, but for the one control character that JSON lets stand.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -20,7 +20,7 @@ from orchestrator.cli.tally import Tally, clock_time, fit
 from orchestrator.events import Envelope, Event
 from orchestrator.models.base import Usage
 from orchestrator.text import counted, one_line, printable
-from orchestrator.trajectory.view import context_facts
+from orchestrator.trajectory.view import circuit_text, context_facts
 
 if TYPE_CHECKING:
     from orchestrator.models.prices import PriceTable
@@ -268,11 +268,17 @@ def _said(event: Event) -> tuple[str, str] | None:
             return f"sandbox ready in {event.elapsed_s:.2f} s ({event.runtime or 'default runtime'})", "dim"
         case events.RetryScheduled():
             return f"{event.purpose}: {event.code}, trying again in {event.wait_s:.1f} s", "yellow"
-        case events.ChildStarted():
-            return f"child run: {event.query}", "bold"
-        case events.ChildFinished():
-            return f"child run {event.status}" + (f": {event.reason}" if event.reason else ""), "bold"
+        case events.CircuitChanged():
+            return circuit_text(event.provider, event.state, event.failures, event.wait_s), "yellow"
+        case events.ChildStarted() | events.ChildFinished():
+            return _of_child(event), "bold"
         case events.LimitReached():
             more = f"; for more: {event.more}" if event.more else ""
             return f"limit reached: {event.reason} ({event.limit:g} left){more}", "yellow"
     return None
+
+
+def _of_child(event: events.ChildStarted | events.ChildFinished) -> str:
+    if isinstance(event, events.ChildStarted):
+        return f"child run: {event.query}"
+    return f"child run {event.status}" + (f": {event.reason}" if event.reason else "")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli import usage
 from orchestrator.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_NO_ANSWER,
@@ -179,6 +180,8 @@ def _report(args: argparse.Namespace, result: Result, *, interrupted: bool, more
         end += "; the answer is a partial one" if result.answer is not None else ""
         say(end + (f"; for more: {more}" if more and not interrupted else ""))
     if not args.quiet:
+        for line in usage.table(result.usage):
+            note(line)
         note(f"journal: {result.journal}")
     return code
 

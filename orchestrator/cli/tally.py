@@ -48,6 +48,9 @@ class Tally:
                 self._bill(event)
             case events.RootReplied():
                 self._bill(event)
+            case events.EstimateCharged():
+                self.tokens += event.tokens
+                self._cost(event.cost_usd)
             case events.ChildStarted():
                 self.children += 1
             case events.ChildFinished():
@@ -73,8 +76,11 @@ class Tally:
 
     def _bill(self, event: events.RootReplied | events.SubcallFinished) -> None:
         self.tokens += sum(value for key, value in event.usage.items() if key.endswith("_tokens"))
-        self.unpriced += event.cost_usd is None
-        self.cost_usd += event.cost_usd or 0.0
+        self._cost(event.cost_usd)
+
+    def _cost(self, cost_usd: float | None) -> None:
+        self.unpriced += cost_usd is None
+        self.cost_usd += cost_usd or 0.0
 
 
 def fit(parts: list[str], width: int) -> str:

@@ -17,7 +17,7 @@ from orchestrator.text import one_line
 
 if TYPE_CHECKING:
     from anthropic import APIStatusError, AsyncAnthropic, AsyncStream
-    from anthropic.types import MessageParam, RawMessageStreamEvent
+    from anthropic.types import MessageParam, RawMessageStreamEvent, TextBlockParam
 
 CONNECT_TIMEOUT_S: Final = 10.0
 READ_TIMEOUT_S: Final = 120.0  # between two events; the API sends pings while a model thinks
@@ -27,6 +27,7 @@ _TOKEN = "ANTHROPIC_AUTH_TOKEN"  # noqa: S105 - the name of a variable
 _URL = "ANTHROPIC_BASE_URL"
 _REMEDY = f"set {_KEY}, or choose another model with --model"
 
+_INPUT_COUNTS: Final = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _STOP_REASONS: Final[dict[str, StopReason]] = {
     "max_tokens": "max_tokens",
     "refusal": "refusal",
@@ -51,6 +52,7 @@ class AnthropicModel:
 
     Attributes:
         name: the model id sent to the API and looked up in the price table.
+        provider: who answers for it: all models at one host fail and recover together.
     """
 
     def __init__(self, name: str, *, environ: Mapping[str, str]) -> None:
@@ -65,6 +67,7 @@ class AnthropicModel:
         key = provider.checked_key(_KEY, environ.get(_KEY))
         token = None if key else provider.checked_key(_TOKEN, environ.get(_TOKEN))
         url = provider.checked_url(_URL, environ.get(_URL))
+        self.provider = provider.named("Anthropic", url)
         self._clients = provider.PerLoop(lambda: _open(key, token, url))
 
     async def complete(self, request: ModelRequest) -> ModelReply:
@@ -102,20 +105,26 @@ class AnthropicModel:
         return await client.messages.create(
             model=self.name,
             max_tokens=request.max_tokens,
-            system=provider.sendable(request.system) if request.system else anthropic.omit,
-            messages=[_message(message) for message in request.messages],
-            cache_control={"type": "ephemeral"} if request.cache else anthropic.omit,
+            system=_system(request) if request.system else anthropic.omit,
+            messages=_messages(request),
             stream=True,
         )
 
 
 class _Reply:
-    """The fold over a stream of events; total, because a stream may hold anything."""
+    """The fold over a stream of events; total, because a stream may hold anything.
+
+    Attributes:
+        stop: why it ended, in the API's word; None while it has not.
+        characters: of text so far.
+    """
 
     def __init__(self) -> None:
         self.stop: str | None = None
+        self.characters = 0
         self._texts: list[str] = []
         self._counts: dict[str, int] = {}
+        self._believed = True
 
     @property
     def text(self) -> str:
@@ -124,25 +133,26 @@ class _Reply:
     def event(self, event: Any) -> None:
         kind = _get(event, "type")
         if kind == "message_start":
-            self._usage(_get(_get(event, "message"), "usage"))
+            # The output it tells of is what there is so far; only the last word on it counts.
+            self._usage(_get(_get(event, "message"), "usage"), *_INPUT_COUNTS)
         elif kind == "content_block_start":
             self._text(_get(event, "content_block"))
         elif kind == "content_block_delta":
             self._text(_get(event, "delta"))
         elif kind == "message_delta":
             self._stopped(_get(event, "delta"))
-            self._usage(_get(event, "usage"))
+            self._usage(_get(event, "usage"), "output_tokens", *_INPUT_COUNTS)
 
     def message(self, message: Any) -> None:
         content = _get(message, "content")
         for block in content if isinstance(content, list) else ():
             self._text(block)
         self._stopped(message)
-        self._usage(_get(message, "usage"))
+        self._usage(_get(message, "usage"), "output_tokens", *_INPUT_COUNTS)
 
     def usage(self, request: ModelRequest) -> Usage:
-        """The provider's counts, or estimates when it sent none."""
-        if not {"input_tokens", "output_tokens"} <= self._counts.keys():
+        """The provider's counts, or estimates when it sent none or one that cannot be true."""
+        if not self._believed or not {"input_tokens", "output_tokens"} <= self._counts.keys():
             return estimate.usage(request, self.text)
         return Usage(
             input_tokens=self._counts["input_tokens"],
@@ -155,18 +165,22 @@ class _Reply:
         text = _get(part, "text")
         if _get(part, "type") in ("text", "text_delta") and isinstance(text, str):
             self._texts.append(text)
+            self.characters += len(text)
 
     def _stopped(self, source: Any) -> None:
         reason = _get(source, "stop_reason")
         if isinstance(reason, str):
             self.stop = reason
 
-    def _usage(self, usage: Any) -> None:
+    def _usage(self, usage: Any, *keys: str) -> None:
         # Counts in a later event are totals: they replace, and one that is absent leaves the earlier one standing.
-        for key in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"):
-            number = provider.count(_get(usage, key))
+        for key in keys:
+            told = _get(usage, key)
+            number = provider.count(told)
             if number is not None:
                 self._counts[key] = number
+            elif told is not None:
+                self._believed = False
 
 
 def _open(key: str | None, token: str | None, url: str | None) -> AsyncAnthropic:
@@ -197,7 +211,24 @@ async def _read(stream: AsyncStream[RawMessageStreamEvent]) -> _Reply:
         return reply
     async for event in stream:
         reply.event(event)
+        if reply.characters > provider.MOST_CHARACTERS:
+            raise ValueError("a reply without end")
     return reply
+
+
+# A request whose prefix the next one repeats is marked twice: after the standing instructions, which all runs of a kind
+# have in common, and at its end, up to where the next turn of this run reads it.
+def _system(request: ModelRequest) -> str | list[TextBlockParam]:
+    text = provider.sendable(request.system)
+    return [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}] if request.cache else text
+
+
+def _messages(request: ModelRequest) -> list[MessageParam]:
+    messages = [_message(message) for message in request.messages]
+    if request.cache and messages:
+        text = provider.sendable(request.messages[-1].text)
+        messages[-1]["content"] = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]
+    return messages
 
 
 def _message(message: Message) -> MessageParam:
@@ -214,9 +245,11 @@ def _refused(endpoint: provider.Endpoint, error: APIStatusError) -> ModelError:
     if not error.response.is_success:
         return endpoint.refused(error.status_code, error.body, headers)
     kind = one_line(str(error.type), 60)
-    return endpoint.refused(
+    refusal = endpoint.refused(
         _ERROR_STATUS.get(kind, 500), error.body, headers, instead=f"{kind} in the middle of a reply"
     )
+    refusal.may_be_billed = True
+    return refusal
 
 
 def _unusable_credentials(error: Exception) -> str:

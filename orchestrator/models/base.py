@@ -7,7 +7,7 @@ It never retries: :mod:`orchestrator.models.retry` is the only layer that does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from orchestrator.text import size
 
@@ -89,6 +89,16 @@ class Usage:
         """All tokens, cached or not: what the token budget counts."""
         return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as events have it."""
+        return {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cache_read_tokens": self.cache_read_tokens,
+            "cache_write_tokens": self.cache_write_tokens,
+            "estimated": self.estimated,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:
@@ -108,7 +118,8 @@ class ModelReply:
 class Model(Protocol):
     """A model that can be asked.
 
-    ``name`` is the provider's own name of it and the key into the price table. It never enters a box.
+    ``name`` is the provider's own name of it and the key into the price table. It never enters a box. A model may also
+    have a ``provider``, a text that names who answers for it: models of one provider share its gate and its circuit.
     """
 
     @property

@@ -33,6 +33,7 @@ class OpenAIModel:
 
     Attributes:
         name: the model id sent to the endpoint and looked up in the price table.
+        provider: who answers for it: all models at one host fail and recover together.
     """
 
     def __init__(self, name: str, *, environ: Mapping[str, str]) -> None:
@@ -55,6 +56,7 @@ class OpenAIModel:
             raise ConfigurationError(
                 "the openai package is not installed: pip install 'rlm-sandbox[openai]'"
             ) from error
+        self.provider = provider.named("OpenAI", url)
         self._clients = provider.PerLoop(lambda: _open(key, url))
 
     async def complete(self, request: ModelRequest) -> ModelReply:

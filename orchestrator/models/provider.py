@@ -32,6 +32,9 @@ _ACCOUNT = frozenset({402, 403})
 _TRANSIENT = frozenset({408, 409, 425, 429})
 _SERVER_ERROR = 500
 _PORTS = 65536
+_MOST_TOKENS = 2**53  # of one reply; what is more is no count
+# Of a reply's text: several times what the longest output of any model comes to. A stream may have no end.
+MOST_CHARACTERS = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ class Endpoint:
             # What a provider says about a wrong key may quote a part of it, so it is not repeated.
             return ModelAuthenticationError(f"{self.provider} refuses the key ({what}): check {self.key_variable}")
         if status in _ACCOUNT:
-            return ModelAuthenticationError(f"{self.provider} refuses this account ({what}){said}")
+            return ModelAuthenticationError(
+                f"{self.provider} refuses this account ({what}): check {self.key_variable} and what it may use{said}"
+            )
         told = f"{self.provider} answered {what}{said}"
         transient = status in _TRANSIENT or status >= _SERVER_ERROR
         if transient and headers.get("x-should-retry") != "false":
@@ -66,18 +71,21 @@ class Endpoint:
         return ModelRequestError(told)
 
     def unreachable(self, error: BaseException) -> ModelUnavailableError:
-        """Translate a connection that could not be made, timed out or broke."""
+        """Translate a connection that could not be made, timed out or broke; the last two may be billed."""
+        import httpx2
+
         # The SDKs wrap the cause in an exception that says only "Connection error."
         cause = error.__cause__ or error
         detail = one_line(self._redact(str(cause)), _DETAIL_WIDTH)
         kind = type(cause).__name__
         return ModelUnavailableError(
-            f"no whole answer from {self.provider} at {self.where} ({kind}{f': {detail}' if detail else ''})"
+            f"no whole answer from {self.provider} at {self.where} ({kind}{f': {detail}' if detail else ''})",
+            may_be_billed=not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout),
         )
 
     def unusable(self, what: str) -> ModelUnavailableError:
-        """Translate an answer that arrived and is no reply; the next one may be."""
-        return ModelUnavailableError(f"{self.provider} at {self.where} {what}")
+        """Translate an answer that arrived and is no reply; the next one may be, and this one may be billed."""
+        return ModelUnavailableError(f"{self.provider} at {self.where} {what}", may_be_billed=True)
 
     def _said(self, body: object) -> str:
         detail = one_line(self._redact(_message_in(body)), _DETAIL_WIDTH)
@@ -142,6 +150,11 @@ def endpoint(provider: str, key_variable: str, base_url: str, secret: str) -> En
     return Endpoint(provider, key_variable, parts.netloc.rpartition("@")[2] or "?", secret)
 
 
+def named(provider: str, url: str | None) -> str:
+    """Return the provider's name, with its host where that is not the provider's own."""
+    return f"{provider} at {urlsplit(url).netloc.rpartition('@')[2]}" if url else provider
+
+
 def checked_url(variable: str, value: str | None) -> str | None:
     """Return the base URL set in an environment variable, or None when it is unset or empty.
 
@@ -191,7 +204,7 @@ def sendable(text: str) -> str:
 
 def count(value: Any) -> int | None:
     """Return a token count a provider reported, or None for anything that is not one."""
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def _message_in(body: object) -> str:

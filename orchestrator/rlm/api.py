@@ -18,7 +18,9 @@ from orchestrator.context import Context, check
 from orchestrator.errors import ConfigurationError
 from orchestrator.events import Sink
 from orchestrator.ledger import Scope
-from orchestrator.models.base import Model
+from orchestrator.models import retry
+from orchestrator.models.base import Model, Usage
+from orchestrator.models.circuit import Circuits
 from orchestrator.models.prices import PriceTable
 from orchestrator.models.spec import FORMS, default_spec, open_model
 from orchestrator.policy import Policy
@@ -43,7 +45,7 @@ class RLM:
     """A recursive language model: answers questions over texts of any size.
 
     Holds choices, no connections: each run opens its models and its sandbox and closes them, so one object serves
-    any number of runs, at once too.
+    any number of runs, at once too. What one of them learns of a provider that is down spares the others.
 
     Args:
         model: the root model, as a spec such as ``anthropic:NAME`` or as a Model, which stays the caller's to close.
@@ -77,6 +79,7 @@ class RLM:
         self._journal = None if journal is None else Path(journal)
         self._on_event = on_event
         self._open_box = open_box
+        self._circuits = Circuits()
 
     def complete(self, context: Context, query: str) -> Result:
         """Answer ``query`` over ``context`` and wait for it; works inside a running event loop (a notebook), too.
@@ -120,6 +123,7 @@ class RLM:
     @asynccontextmanager
     async def _tree(self) -> AsyncIterator[Tree]:
         prices = PriceTable.load()
+        _check_caps(self.policy, prices)
         async with _Models.opened() as models:
             root = models.open(self._model or default_spec())
             sub = root if self._sub_model is None else models.open(self._sub_model)
@@ -132,6 +136,7 @@ class RLM:
                 limiter=anyio.CapacityLimiter(self.policy.models.in_flight),
                 open_box=self._open_box,
                 lane=Lane(Limits.of(self.policy.models)),
+                complete=partial(retry.complete, circuits=self._circuits),
             )
             yield Tree(root, backing, self._journal, self._on_event)
 
@@ -184,6 +189,13 @@ def _model(what: str, model: object) -> str | Model | None:
             "complete(request) and aclose()"
         )
     return cast("Model", model)
+
+
+def _check_caps(policy: Policy, prices: PriceTable) -> None:
+    for spec in policy.models.price_caps:
+        name = spec.rpartition(":")[2]
+        if prices.cost_nano(name, Usage()) is None:
+            raise ConfigurationError(f"models.price_caps: no price is known for {name!r}, so no cap can bind it")
 
 
 def _checked(query: object) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from orchestrator.errors import LimitExceededError
 from orchestrator.events import RootReplied
 from orchestrator.ledger import Amount, Reservation
 from orchestrator.metering import Complete, Exchange, Till
 from orchestrator.models.base import Message, Model, ModelReply, ModelRequest
+from orchestrator.models.circuit import Change
 from orchestrator.models.retry import Retry
 from orchestrator.text import head_and_tail
 
@@ -37,6 +38,7 @@ class Conversation:
         max_tokens: of a reply.
         growth_tokens: upper estimate of what one turn's observation adds to the history.
         ask_by: when an unanswered request is given up, on the event loop's clock.
+        cache: have the provider cache the history; a conversation of one turn gains nothing by it.
         turns: replies so far.
     """
 
@@ -46,6 +48,7 @@ class Conversation:
     max_tokens: int
     growth_tokens: int
     ask_by: float
+    cache: bool = True
     turns: int = 0
     _history: list[Message] = field(default_factory=list)
     _kept: Reservation | None = None
@@ -92,7 +95,7 @@ class Conversation:
             self._kept = None
 
     def _request(self, max_tokens: int) -> ModelRequest:
-        return ModelRequest(tuple(self._history), max_tokens, self.system, purpose="root", cache=True)
+        return ModelRequest(tuple(self._history), max_tokens, self.system, purpose="root", cache=self.cache)
 
     def _cost(self, request: ModelRequest) -> Amount:
         return self.till.worst_case(self.model, request) + Amount(turns=1)
@@ -135,7 +138,7 @@ class Conversation:
         self.turns += 1
         self._history.append(Message("assistant", head_and_tail(text, _REPLY_CHARS) if text.strip() else _NOTHING))
         stop_reason = answer.reply.stop_reason
-        usage = asdict(answer.reply.usage)
+        usage = answer.reply.usage.to_dict()
         self.till.recorder.emit(RootReplied(self.turns, text, stop_reason, usage, answer.cost_usd, answer.elapsed_s))
         return ModelReply(text, answer.reply.usage, stop_reason)
 
@@ -144,8 +147,13 @@ def _until(latest: float, complete: Complete) -> Complete:
     """Return ``complete`` with an earlier deadline."""
 
     async def bounded(
-        model: Model, request: ModelRequest, *, deadline: float, on_retry: Callable[[Retry], None]
+        model: Model,
+        request: ModelRequest,
+        *,
+        deadline: float,
+        on_retry: Callable[[Retry], None],
+        on_circuit: Callable[[Change], None],
     ) -> tuple[ModelReply, int]:
-        return await complete(model, request, deadline=min(deadline, latest), on_retry=on_retry)
+        return await complete(model, request, deadline=min(deadline, latest), on_retry=on_retry, on_circuit=on_circuit)
 
     return bounded

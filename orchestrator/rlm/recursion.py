@@ -193,7 +193,7 @@ class Run:
 
     async def _answer_directly(self, recorder: Recorder) -> Outcome:
         message = prompt.direct(self.query, self.context).encode("utf-8", "replace").decode()
-        conversation = self._converse(recorder, prompt.render("direct_system"), message)
+        conversation = self._converse(recorder, prompt.render("direct_system"), message, cache=False)
         try:
             reply = await conversation.ask()
         except LimitExceededError as limit:
@@ -203,16 +203,22 @@ class Run:
             return Outcome("answered", reply.text)
         return Outcome("no_answer", reply.text.strip() or None, f"the model stopped with {reply.stop_reason}")
 
-    def _converse(self, recorder: Recorder, system: str, first: str) -> Conversation:
+    def _converse(self, recorder: Recorder, system: str, first: str, *, cache: bool = True) -> Conversation:
         self._conversation = Conversation(
             model=self.tree.root_model,
             system=system,
             till=Till(
-                self.scope, self.tree.backing.prices, recorder, self.tree.backing.complete, self.tree.backing.lane
+                self.scope,
+                self.tree.backing.prices,
+                recorder,
+                self.tree.backing.complete,
+                self.tree.backing.lane,
+                self.policy.models.request_timeout_s,
             ),
             max_tokens=self.policy.models.max_tokens,
             growth_tokens=self.policy.limits.observation_chars,
             ask_by=ask_by(self.scope, self.policy.budget.wall_s),
+            cache=cache,
         )
         recorder.emit(Observed(0, first))
         self._conversation.say(first)

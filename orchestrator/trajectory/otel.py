@@ -84,6 +84,8 @@ class Telemetry:
             events.SubcallFinished: self._subcall_finished,
             events.SubcallFailed: self._subcall_failed,
             events.RetryScheduled: self._retried,
+            events.EstimateCharged: self._estimated,
+            events.CircuitChanged: self._circuit_changed,
             events.Refused: self._refused,
             events.ChildStarted: self._child_started,
             events.LimitReached: self._limit_reached,
@@ -229,6 +231,18 @@ class Telemetry:
     def _retried(self, run: _Run, event: events.RetryScheduled, envelope: Envelope) -> None:
         attributes: Attributes = {"rlm.purpose": event.purpose, "error.type": event.code, "rlm.wait_s": event.wait_s}
         run.span.add_event("rlm.retry", attributes, _ns(envelope))
+
+    def _estimated(self, run: _Run, event: events.EstimateCharged, envelope: Envelope) -> None:
+        model = run.model if event.call is None else run.calls.get(event.call, (run.span, run.sub_model))[1]
+        attributes: Attributes = {"gen_ai.request.model": model, "rlm.tokens": event.tokens}
+        if event.cost_usd is not None:
+            attributes["rlm.cost_usd"] = event.cost_usd
+            self._cost.add(event.cost_usd, {"gen_ai.request.model": model})
+        run.span.add_event("rlm.estimate_charged", attributes, _ns(envelope))
+
+    def _circuit_changed(self, run: _Run, event: events.CircuitChanged, envelope: Envelope) -> None:
+        attributes: Attributes = {"rlm.provider": event.provider, "rlm.state": event.state, "rlm.wait_s": event.wait_s}
+        run.span.add_event("rlm.circuit", attributes, _ns(envelope))
 
     def _charge(self, span: Span, model: str, event: events.RootReplied | events.SubcallFinished) -> None:
         measured = _measured(model)

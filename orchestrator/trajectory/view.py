@@ -65,6 +65,8 @@ class _View:
             "subcall_finished": self._subcall_finished,
             "subcall_failed": self._subcall_failed,
             "retry_scheduled": self._retry_scheduled,
+            "estimate_charged": self._estimate_charged,
+            "circuit_changed": self._circuit_changed,
             "refused": self._refused,
             "child_started": self._child_started,
             "child_finished": self._child_finished,
@@ -155,7 +157,9 @@ class _View:
         facts = [f"{said['elapsed_s']:.2f} s", cost(said["cost_usd"])]
         if said["attempts"] > 1:
             facts.append(counted(said["attempts"], "attempt"))
-        if self._full:
+        if said.get("memo_of") is not None:
+            facts = [f"as sub-call {said['memo_of']}"]
+        elif self._full:
             facts.append(tokens(said["usage"]))
         yield from self._call(said["call"], "→", said["text"], facts)
 
@@ -167,7 +171,18 @@ class _View:
     def _retry_scheduled(self, record: Record) -> Iterator[str]:
         said = record.fields
         failure = f"{said['purpose']}: attempt {said['attempt']} failed ({said['code']})"
-        yield self._at(record, f"{failure}, again in {said['wait_s']:.1f} s")
+        detail = f": {said['detail']}" if self._full and said.get("detail") else ""
+        yield self._at(record, f"{failure}, again in {said['wait_s']:.1f} s{detail}")
+
+    def _estimate_charged(self, record: Record) -> Iterator[str]:
+        said = record.fields
+        what = f"{counted(said['attempts'], 'request')} without a reply charged as {counted(said['tokens'], 'token')}"
+        facts = [f"{said['purpose']}: {what} at most", cost(said["cost_usd"])]
+        yield self._at(record, ", ".join(fact for fact in facts if fact))
+
+    def _circuit_changed(self, record: Record) -> Iterator[str]:
+        said = record.fields
+        yield self._at(record, circuit_text(said["provider"], said["state"], said["failures"], said["wait_s"]))
 
     def _refused(self, record: Record) -> Iterator[str]:
         said = record.fields
@@ -329,6 +344,13 @@ def tokens(usage: dict[str, Any]) -> str:
 def cost(dollars: float | None) -> str:
     """Say what something cost; empty when it has no price."""
     return "" if dollars is None else f"${dollars:.4f}"
+
+
+def circuit_text(provider: str, state: str, failures: int, wait_s: float) -> str:
+    """Say what became of a provider's circuit."""
+    if state == "open":
+        return f"{provider}: {counted(failures, 'failure')} in a row, asked again in {wait_s:.0f} s"
+    return f"{provider}: {'asked again by one request' if state == 'half_open' else 'answers again'}"
 
 
 def context_facts(facts: dict[str, Any]) -> str:

@@ -13,8 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import anyio
 from anyio import to_thread
@@ -24,43 +22,13 @@ from orchestrator.policy import Policy
 from orchestrator.sandbox import image
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcReply
+from tests.bench import subcalls
 from tests.bench.local_kernel import LocalKernel
+from tests.bench.rows import Row, timed
 from tests.support import policies
 
 MIB = 1 << 20
 TRIVIAL = "pass"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: ours against the floor, in milliseconds or MB/s."""
-
-    what: str
-    ours: list[float]
-    floor: list[float]
-    bar: str
-    unit: str = "ms"
-    floor_name: str = ""
-
-    def cells(self) -> tuple[str, ...]:
-        """Return the line's columns."""
-        ratio = ""
-        if self.floor:
-            ratio = f"{statistics.median(self.ours) / statistics.median(self.floor):.2f} ×"
-        floor = f"{_spread(self.floor)} {self.floor_name}" if self.floor else ""
-        return self.what, f"{_spread(self.ours)} {self.unit}", floor, ratio, self.bar
-
-
-def _spread(samples: list[float]) -> str:
-    ordered = sorted(samples)
-    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
-    return f"{statistics.median(ordered):.3g} ({low:.3g} … {high:.3g})"
-
-
-async def _timed(work: Callable[[], Awaitable[object]]) -> float:
-    began = time.perf_counter()
-    await work()
-    return (time.perf_counter() - began) * 1000
 
 
 async def _echo(call: RpcCall) -> RpcReply:
@@ -88,7 +56,7 @@ async def cold_start(engine: Engine, image_id: str, samples: int) -> Row:
     elapsed: list[float] = []
     floor: list[float] = []
     for _ in range(samples):
-        floor.append(await _timed(bare))
+        floor.append(await timed(bare))
         began = time.perf_counter()
         await ours()
     return Row("cold: open to first cell done", elapsed, floor, "≤ 2 ×", floor_name="docker run … python -c pass")
@@ -105,7 +73,7 @@ async def cells(engine: Engine, samples: int) -> list[Row]:
                     await box.execute(TRIVIAL)
                     local.execute(TRIVIAL)
                 for _ in range(samples):
-                    ours.append(await _timed(lambda: box.execute(TRIVIAL)))
+                    ours.append(await timed(lambda: box.execute(TRIVIAL)))
                     began = time.perf_counter()
                     local.execute(TRIVIAL)
                     floor.append((time.perf_counter() - began) * 1000)
@@ -116,7 +84,7 @@ async def cells(engine: Engine, samples: int) -> list[Row]:
 
 
 async def calls(engine: Engine, samples: int) -> list[Row]:
-    """Time sub-calls over an instant handler, as the cell sees them."""
+    """Time sub-calls that are answered at once, without a broker, as the cell sees them."""
     async with Sandbox.open(policies.base(), "text", rpc=_echo, engine=engine) as box:
 
         async def measured(code: str) -> float:
@@ -129,7 +97,7 @@ async def calls(engine: Engine, samples: int) -> list[Row]:
 
         one = [await measured("[llm_query('q') for _ in range(100)]") / 100 for _ in range(samples)]
         batch = [await measured("llm_query_batched(['q'] * 1000)") for _ in range(samples)]
-    return [Row("one llm_query, instant model", one, [], "≤ 1 ms"), Row("1,000 batched", batch, [], "≤ 300 ms")]
+    return [Row("one call over the wire alone", one, [], ""), Row("batch of 1,000 over the wire alone", batch, [], "")]
 
 
 async def transfers(engine: Engine, samples: int) -> list[Row]:
@@ -144,7 +112,7 @@ async def transfers(engine: Engine, samples: int) -> list[Row]:
         into.append(size / 1e6 / (extra / 1000))
     async with Sandbox.open(policies.base(), "text", rpc=_echo, engine=engine) as box:
         await box.execute("answer = 'x' * 50_000_000")
-        out = [50.0 / (await _timed(lambda: box.execute("FINAL(answer)")) / 1000) for _ in range(samples)]
+        out = [50.0 / (await timed(lambda: box.execute("FINAL(answer)")) / 1000) for _ in range(samples)]
     return [
         Row("100 MB context into the box", into, [], "≥ 150 MB/s", "MB/s"),
         Row("50 MB answer out", out, [], "", "MB/s"),
@@ -168,6 +136,7 @@ async def measure(*, quick: bool) -> list[Row]:
             await cold_start(engine, found.id, 5 * scale),
             *await cells(engine, 100 * scale),
             *await calls(engine, 3 * scale),
+            *await subcalls.measure(scale),
             *await transfers(engine, 2 * scale),
         ]
     finally:

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import anyio
+
 from orchestrator.context import Context
-from orchestrator.errors import RlmSandboxError
+from orchestrator.errors import RlmSandboxError, ungrouped
 from orchestrator.interpreter import BoxInfo
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
@@ -80,13 +82,22 @@ class FakeBox:
         self._cells = cells
         self._calls = 0
 
-    async def execute(self, code: str, timeout: float | None = None) -> ExecutionResult:
+    async def execute(
+        self, code: str, timeout: float | None = None, stop: anyio.Event | None = None
+    ) -> ExecutionResult:
         del timeout
         self.cell += 1
         self.codes.append(code)
         if code == FETCH_DRAFT or not self._cells:
             return OK
-        return await self._cells.popleft()(self) or OK
+        body = self._cells.popleft()
+        result: ExecutionResult | None = ExecutionResult("cancelled")
+        with ungrouped():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_when_set, stop or anyio.Event(), tasks.cancel_scope)
+                result = await body(self)
+                tasks.cancel_scope.cancel()
+        return result or OK
 
     async def call(self, method: str, body: str = "", **params: object) -> str:
         """Make a call out of the open cell."""
@@ -97,6 +108,11 @@ class FakeBox:
     async def child(self, query: str, context: str) -> str:
         """Call ``rlm_query``."""
         return await self.call("rlm_query", context, query=query, layout={"kind": "text"})
+
+
+async def _cancel_when_set(stop: anyio.Event, scope: anyio.CancelScope) -> None:
+    await stop.wait()
+    scope.cancel()
 
 
 CellBody = Callable[[FakeBox], Awaitable[ExecutionResult | None]]

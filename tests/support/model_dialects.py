@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -17,7 +18,7 @@ COUNT = "/v1/messages/count_tokens"
 CHAT = "/v1/chat/completions"
 
 Body = dict[str, Any]
-FaultKind = Literal["status", "disconnect", "drop", "end_early", "malformed", "overloaded", "hang"]
+FaultKind = Literal["status", "disconnect", "drop", "reset", "end_early", "malformed", "overloaded", "hang"]
 
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -31,6 +32,7 @@ _ERROR_TYPES = {
 }
 _FINISH_REASONS = {"max_tokens": "length", "refusal": "content_filter"}
 _BYTES_PER_TOKEN = 4
+_MOST_MARKS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Reply:
         output_tokens: likewise for the output.
         usage: whether to report usage at all; some servers do not.
         delay_s: seconds before the answer.
+        drip_s: seconds between two of its sixteen parts.
     """
 
     text: str = "ok"
@@ -52,6 +55,7 @@ class Reply:
     output_tokens: int | None = None
     usage: bool = True
     delay_s: float = 0.0
+    drip_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ class Fault:
         return cls("drop")
 
     @classmethod
+    def reset(cls) -> Self:
+        """Send the first half of an answer, then have the connection reset."""
+        return cls("reset")
+
+    @classmethod
     def end_early(cls) -> Self:
         """Send half a stream and end it politely, without a stop reason."""
         return cls("end_early")
@@ -109,6 +118,9 @@ class Fault:
         return cls("hang")
 
 
+_HALF = Reply("half an answer, and then")
+
+Outcome = Literal["billed", "unbilled", "broken", "refused", "given_up"]
 Responder = Callable[[Body, int], Reply | Fault]
 Headers = tuple[tuple[str, str], ...]
 
@@ -120,6 +132,11 @@ class Request:
     path: str
     headers: dict[str, str] = field(repr=False)
     body: Body
+
+    @property
+    def key(self) -> str:
+        """The key it was sent with."""
+        return self.headers.get("authorization", "").removeprefix("Bearer ") or self.headers.get("x-api-key", "")
 
 
 def prompt_of(body: Body) -> str:
@@ -147,33 +164,60 @@ class Answer:
     Attributes:
         data: head and body.
         keep: the connection is good for another request afterwards.
+        reset: end it with a reset.
         delay_s: seconds before it; None to wait until the client goes away.
+        drip_s: seconds between two parts of it.
+        usage: what its tokens are billed as, in the Messages API's words; None for a refusal.
+        outcome: what becomes of it if the client stays: the word for the books.
     """
 
     data: bytes = b""
     keep: bool = True
+    reset: bool = False
     delay_s: float | None = 0.0
+    drip_s: float = 0.0
+    usage: dict[str, int] | None = None
+    outcome: Outcome = "refused"
 
 
 @dataclass(slots=True)
 class PromptCache:
-    """The prefixes that clients asked to have cached; unlike a provider's, it never forgets and takes the shortest."""
+    """Which prefixes are cached, by the rules of the Messages API; for chat completions, where no mark is needed.
 
-    _known: set[bytes] = field(default_factory=set)
+    A prefix is cached up to a mark, from ``minimum`` tokens on, for ``ttl_s`` after its last use. A request reads the
+    longest cached prefix that ends at one of its marks or at most ``lookback`` blocks before it.
 
-    def bill(self, body: Body, reply: Reply) -> dict[str, int]:
-        """Return the usage, in the Messages API's words, and cache what the request marks."""
-        blocks = list(_blocks(body))
+    Attributes:
+        minimum: tokens of the shortest prefix that is cached.
+        lookback: blocks.
+        ttl_s: seconds.
+        clock: monotonic seconds.
+    """
+
+    minimum: int = 1024
+    lookback: int = 20
+    ttl_s: float = 300.0
+    clock: Callable[[], float] = time.monotonic
+    _expires: dict[bytes, float] = field(default_factory=dict)
+
+    def bill(self, request: Request, text: str) -> dict[str, int]:
+        """Return the usage of an answer of ``text``, in the Messages API's words, and cache what is to be cached."""
+        blocks = list(_blocks(request.body))
         sizes = list(accumulate((tokens(block) for _, block in blocks), initial=0))
-        digests = list(_digests(str(body.get("model")), blocks))
-        marked = _marked(body)
-        read = max((end for end in range(1, marked + 1) if digests[end] in self._known), default=0)
-        if marked:
-            self._known.add(digests[marked])
+        digests = list(_digests(str(request.body.get("model")), blocks))
+        chat = request.path == CHAT
+        marks = list(range(1, len(blocks) + 1)) if chat else _marks(request.body)
+        marks = [mark for mark in marks if sizes[mark] >= self.minimum]
+        now = self.clock()
+        seen = {end for mark in marks for end in range(max(mark - self.lookback, 1), mark + 1)}
+        read = max((end for end in seen if self._expires.get(digests[end], now) > now), default=0)
+        for end in (read, *marks):
+            self._expires[digests[end]] = now + self.ttl_s
+        last = read if chat else max(marks, default=0)
         return {
-            "input_tokens": sizes[-1] - sizes[marked] if reply.input_tokens is None else reply.input_tokens,
-            "output_tokens": max(tokens(reply.text), 1) if reply.output_tokens is None else reply.output_tokens,
-            "cache_creation_input_tokens": sizes[marked] - sizes[read],
+            "input_tokens": sizes[-1] - sizes[last],
+            "output_tokens": max(tokens(text), 1),
+            "cache_creation_input_tokens": sizes[last] - sizes[read],
             "cache_read_input_tokens": sizes[read],
         }
 
@@ -181,19 +225,22 @@ class PromptCache:
 def problem(request: Request) -> str | None:
     """Return what a provider would refuse the request for."""
     body = request.body
-    for key in ("temperature", "top_p", "top_k"):
-        if key in body and request.path != CHAT:
-            return f"{key}: Extra inputs are not permitted"
-    if not isinstance(body.get("model"), str):
-        return "model: Field required"
-    if not isinstance(body.get("messages"), list) or not body["messages"]:
-        return "messages: at least one message is required"
-    if any(not text for role, text in _blocks(body) if role != "system"):
-        return "messages: text content blocks must be non-empty"
     limit = body.get("max_tokens", body.get("max_completion_tokens"))
-    if request.path == MESSAGES and (type(limit) is not int or limit < 1):
-        return "max_tokens: an integer of at least 1 is required"
-    return "stream: not supported by this server" if request.path == CHAT and body.get("stream") else None
+    chat, messages = request.path == CHAT, body.get("messages")
+    sampling = [key for key in ("temperature", "top_p", "top_k") if key in body and not chat]
+    problems = {
+        "".join(f"{key}: Extra inputs are not permitted" for key in sampling[:1]): bool(sampling),
+        "model: Field required": not isinstance(body.get("model"), str),
+        "messages: at least one message is required": not isinstance(messages, list) or not messages,
+        "messages: text content blocks must be non-empty": any(
+            not text for role, text in _blocks(body) if role != "system"
+        ),
+        "max_tokens: an integer of at least 1 is required": request.path == MESSAGES
+        and (type(limit) is not int or limit < 1),
+        "stream: not supported by this server": chat and bool(body.get("stream")),
+        f"A maximum of {_MOST_MARKS} blocks with cache_control may be provided": len(_marks(body)) > _MOST_MARKS,
+    }
+    return next((problem for problem, there in problems.items() if there), None)
 
 
 def count(body: Body) -> Answer:
@@ -201,41 +248,56 @@ def count(body: Body) -> Answer:
     return _json(200, {"input_tokens": sum(tokens(text) for _, text in _blocks(body))})
 
 
-def answer(request: Request, reply: Reply, usage: dict[str, int], number: int) -> Answer:
+def answer(request: Request, reply: Reply, cache: PromptCache, number: int) -> Answer:
     """Answer with ``reply``."""
     cut = _cut(request.body, reply)
-    if request.path == CHAT:
-        return _json(200, _completion(request.body, cut, usage, number), delay_s=reply.delay_s)
-    if request.body.get("stream"):
-        return _stream(_events(request.body, cut, usage, number), delay_s=reply.delay_s)
-    return _json(200, _message(request.body, cut, usage, number), delay_s=reply.delay_s)
+    usage = cache.bill(request, cut.text)
+    told = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
+    usage |= {key: count for key, count in told.items() if count is not None}
+    sent = _whole(request, cut, usage, number)
+    believable = reply.usage and all(0 <= count <= 2**53 for count in usage.values())
+    outcome: Outcome = "billed" if believable else "unbilled"
+    return replace(sent, delay_s=reply.delay_s, drip_s=reply.drip_s, usage=usage, outcome=outcome)
 
 
-def failure(request: Request, fault: Fault, usage: dict[str, int], number: int) -> Answer:
+def failure(request: Request, fault: Fault, cache: PromptCache, number: int) -> Answer:
     """Answer with ``fault``."""
-    if fault.kind == "hang":
-        return Answer(keep=False, delay_s=None)
-    if fault.kind == "disconnect":
-        return Answer(keep=False)
     if fault.kind == "status" or (fault.kind == "overloaded" and not _streamed(request)):
         return _json(fault.code, _error(request, fault), fault.headers, delay_s=fault.delay_s)
-    return _broken(request, fault, usage, number)
+    usage = cache.bill(request, _HALF.text)
+    if fault.kind == "hang":
+        return Answer(keep=False, delay_s=None, usage=usage, outcome="broken")
+    if fault.kind == "disconnect":
+        return Answer(keep=False, usage=usage, outcome="broken")
+    # A completion that does not say why it stopped is whole: several servers never say.
+    whole = fault.kind == "end_early" and request.path == CHAT
+    return replace(_broken(request, fault, usage, number), usage=usage, outcome="billed" if whole else "broken")
+
+
+def _whole(request: Request, reply: Reply, usage: dict[str, int], number: int) -> Answer:
+    if request.path == CHAT:
+        return _json(200, _completion(request.body, reply, usage, number))
+    if request.body.get("stream"):
+        return _stream(_events(request.body, reply, usage, number))
+    return _json(200, _message(request.body, reply, usage, number))
 
 
 def _broken(request: Request, fault: Fault, usage: dict[str, int], number: int) -> Answer:
-    half = Reply("half an answer, and then")
+    cut_off = fault.kind in ("drop", "reset")
     if _streamed(request):
-        events = list(_events(request.body, half, usage, number))[:-3]
+        events = list(_events(request.body, _HALF, usage, number))[:-3]
         if fault.kind == "malformed":
             events.append(("content_block_delta", '{"type": "content_block_delta", "ind'))
         elif fault.kind == "overloaded":
             events.append(("error", json.dumps(_error(request, fault))))
         sent = _stream(iter(events))
+        if not cut_off:
+            return sent
         # Without its last chunk, a chunked body is known to be incomplete.
-        return sent if fault.kind != "drop" else Answer(sent.data.removesuffix(b"0\r\n\r\n"), keep=False)
-    whole = answer(request, half, usage, number).data
-    if fault.kind == "drop":
-        return Answer(whole[:-20], keep=False)
+        return Answer(sent.data.removesuffix(b"0\r\n\r\n"), keep=False, reset=fault.kind == "reset")
+    whole = _whole(request, _HALF, usage, number).data
+    if cut_off:
+        return Answer(whole[:-20], keep=False, reset=fault.kind == "reset")
     if fault.kind == "malformed":
         return _http(200, "application/json", b'{"content": [{"type": "text", "te')
     return _json(200, _without_reason(json.loads(whole.partition(b"\r\n\r\n")[2])))
@@ -327,11 +389,11 @@ def _http(code: int, kind: str, body: bytes, headers: Headers = (), *, delay_s: 
     return Answer("\r\n".join([*lines, "", ""]).encode() + body, delay_s=delay_s)
 
 
-def _stream(events: Iterator[tuple[str, str]], *, delay_s: float = 0.0) -> Answer:
+def _stream(events: Iterator[tuple[str, str]]) -> Answer:
     head = b"HTTP/1.1 200 -\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
     chunks = [f"event: {kind}\ndata: {data}\n\n".encode() for kind, data in events]
     framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
-    return Answer(head + framed + b"0\r\n\r\n", delay_s=delay_s)
+    return Answer(head + framed + b"0\r\n\r\n")
 
 
 def _blocks(body: Body) -> Iterator[tuple[str, str]]:
@@ -345,14 +407,12 @@ def _texts(content: Any) -> Iterator[str]:
         yield block if isinstance(block, str) else block.get("text", "")
 
 
-def _marked(body: Body) -> int:
-    """Return how many blocks the last ``cache_control`` covers; on the request itself, it covers them all."""
-    if "cache_control" in body:
-        return len(list(_blocks(body)))
+def _marks(body: Body) -> list[int]:
+    """Return after how many blocks each ``cache_control`` stands; the one of the request itself is after the last."""
     contents = [body.get("system", ""), *(message.get("content", "") for message in body.get("messages", []))]
     flat = [block for content in contents for block in ([content] if isinstance(content, str) else content) if block]
     marks = [number for number, block in enumerate(flat, 1) if isinstance(block, dict) and "cache_control" in block]
-    return marks[-1] if marks else 0
+    return [*marks, len(flat)] if "cache_control" in body else marks
 
 
 def _digests(model: str, blocks: list[tuple[str, str]]) -> Iterator[bytes]:

@@ -22,17 +22,33 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import socket
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Self
 
 from tests.support import model_dialects as dialects
 from tests.support.model_dialects import Body, Fault, Reply, Request, Responder, prompt_of, system_of
 
-__all__ = ["Body", "Fault", "ModelServer", "Reply", "Request", "Responder", "demo", "echo", "prompt_of", "system_of"]
+__all__ = [
+    "Body",
+    "Entry",
+    "Fault",
+    "ModelServer",
+    "Reply",
+    "Request",
+    "Responder",
+    "demo",
+    "echo",
+    "prompt_of",
+    "system_of",
+]
 
 _SECONDS_TO_STOP = 10
+_PARTS = 16  # of an answer that drips
 
 
 def echo(body: Body, _n: int) -> Reply:
@@ -47,6 +63,30 @@ def demo(body: Body, n: int) -> Reply:
     return echo(body, n)
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What became of one request.
+
+    Attributes:
+        number: of the request, from 1.
+        key: whose it was.
+        outcome: ``billed``: answered whole, with a bill; ``unbilled``: answered whole, with none or one that cannot be
+            true; ``broken``: the answer broke off or cannot be read, or was none at all; ``refused``: with an HTTP
+            status; ``given_up``: the client went away first.
+        usage: what its tokens come to, in the Messages API's words; None of a refusal.
+    """
+
+    number: int
+    key: str
+    outcome: dialects.Outcome
+    usage: dict[str, int] | None
+
+    @property
+    def tokens(self) -> int:
+        """All of them together."""
+        return sum((self.usage or {}).values())
+
+
 class ModelServer:
     """The server, as a context manager; safe to ask from any thread.
 
@@ -55,18 +95,27 @@ class ModelServer:
         requests: every request so far, in order of arrival; those refused for their key or shape, too.
         peak: the most requests that were being answered at the same moment; replies need a ``delay_s`` to overlap.
         dropped: how many clients went away while they waited for an answer.
+        books: what became of each request, in the order in which they ended.
     """
 
-    def __init__(self, responder: Responder = echo, *, port: int = 0, key: str | None = None) -> None:
+    def __init__(
+        self,
+        responder: Responder = echo,
+        *,
+        port: int = 0,
+        key: str | None = None,
+        cache: dialects.PromptCache | None = None,
+    ) -> None:
         """Listen on 127.0.0.1:``port`` (0 for any); with a ``key``, requests without it are answered with a 401."""
         self.url = ""
         self.requests: list[Request] = []
         self.peak = 0
         self.dropped = 0
+        self.books: list[Entry] = []
         self._responder = responder
         self._port = port
         self._key = key
-        self._cache = dialects.PromptCache()
+        self._cache = cache or dialects.PromptCache()
         self._in_flight = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition()
@@ -97,6 +146,15 @@ class ModelServer:
         with self._changed:
             if not self._changed.wait_for(condition, timeout_s):
                 raise TimeoutError(f"still not so after {timeout_s:g} s, with {len(self.requests)} requests seen")
+
+    def settled(self) -> list[Entry]:
+        """Wait until every request is in the books, and return them; a client may have its answer a moment before.
+
+        Raises:
+            TimeoutError: one is still under way.
+        """
+        self.wait_until(lambda: len(self.books) == len(self.requests))
+        return list(self.books)
 
     def _run(self) -> None:
         try:
@@ -134,13 +192,14 @@ class ModelServer:
         request = await _read_request(reader)
         async with self._counted(request) as number:
             answer = self._decide(request, number)
-            if not await _client_waits(reader, answer.delay_s):
-                self._note(dropped=self.dropped + 1)
-                return False
-            # Head and body in one write: two would meet Nagle's algorithm and delayed acknowledgements, 40 ms a call.
-            writer.write(answer.data)
-            await writer.drain()
-        return answer.keep
+            outcome: dialects.Outcome = "given_up"
+            try:
+                if await _client_waits(reader, answer.delay_s) and await _sent(reader, writer, answer):
+                    outcome = answer.outcome
+            finally:
+                self.books.append(Entry(number, request.key, outcome, answer.usage))
+                self._note(dropped=self.dropped + (outcome == "given_up"))
+        return answer.keep and outcome != "given_up"
 
     @asynccontextmanager
     async def _counted(self, request: Request) -> AsyncIterator[int]:
@@ -159,12 +218,11 @@ class ModelServer:
             return dialects.count(request.body)
         decision = refusal or self._respond(request.body, number)
         if isinstance(decision, Reply):
-            return dialects.answer(request, decision, self._cache.bill(request.body, decision), number)
-        return dialects.failure(request, decision, self._cache.bill(request.body, Reply()), number)
+            return dialects.answer(request, decision, self._cache, number)
+        return dialects.failure(request, decision, self._cache, number)
 
     def _refusal(self, request: Request) -> Fault | None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
-        if self._key is not None and given != self._key:
+        if self._key is not None and request.key != self._key:
             return Fault.status(401, message="invalid x-api-key")
         if request.path not in (dialects.MESSAGES, dialects.COUNT, dialects.CHAT):
             return Fault.status(404, message=f"no such endpoint: {request.path}")
@@ -189,6 +247,22 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
     except ValueError:
         data = None
     return Request(start.split(" ")[1].partition("?")[0], headers, data if isinstance(data, dict) else {})
+
+
+async def _sent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: dialects.Answer) -> bool:
+    """Send the answer; return whether the client was there to the end."""
+    # Head and body in one write: two would meet Nagle's algorithm and delayed acknowledgements, 40 ms a call.
+    size = -(-len(answer.data) // _PARTS) if answer.drip_s else max(len(answer.data), 1)
+    for at in range(0, len(answer.data), size):
+        if at and not await _client_waits(reader, answer.drip_s):
+            return False
+        writer.write(answer.data[at : at + size])
+        await writer.drain()
+    if answer.reset:
+        linger = struct.pack("ii", 1, 0)  # closing then discards what is unsent and sends a reset
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+    return True
 
 
 async def _client_waits(reader: asyncio.StreamReader, delay_s: float | None) -> bool:

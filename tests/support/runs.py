@@ -67,6 +67,8 @@ def a_run() -> list[Event]:
         events.CellStarted(1, 1, "print(1)"),
         asked(),
         events.RetryScheduled("sub", 1, "model_unavailable", 0.5),
+        events.EstimateCharged("sub", 1, 1, 750, 0.002),
+        events.CircuitChanged("Anthropic", "open", 8, 2.0),
         answered(attempts=2),
         asked(2, "And here?"),
         events.SubcallFailed(2, "model_unavailable", "503 from the provider", 3, 2.0),

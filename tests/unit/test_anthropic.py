@@ -119,7 +119,7 @@ async def test_a_reply_longer_than_the_limit_is_cut_and_says_so() -> None:
 
 
 async def test_a_growing_history_is_read_from_the_cache() -> None:
-    first = ask("a" * 400, cache=True, system="s" * 40)
+    first = ask("a" * 4000, cache=True, system="s" * 400)
     second = ask(
         messages=(*first.messages, Message("assistant", "b" * 40), Message("user", "c" * 80)),
         system=first.system,
@@ -129,9 +129,13 @@ async def test_a_growing_history_is_read_from_the_cache() -> None:
         async with opened(server) as model:
             before = (await model.complete(first)).usage
             after = (await model.complete(second)).usage
-        assert server.requests[0].body["cache_control"] == {"type": "ephemeral"}
-    assert (before.input_tokens, before.cache_write_tokens, before.cache_read_tokens) == (0, 110, 0)
-    assert (after.input_tokens, after.cache_write_tokens, after.cache_read_tokens) == (0, 30, 110)
+        mark = {"type": "ephemeral"}
+        assert server.requests[1].body["system"] == [{"type": "text", "text": "s" * 400, "cache_control": mark}]
+        *earlier, last = server.requests[1].body["messages"]
+        assert [message["content"] for message in earlier] == ["a" * 4000, "b" * 40]
+        assert last["content"] == [{"type": "text", "text": "c" * 80, "cache_control": mark}]
+    assert (before.input_tokens, before.cache_write_tokens, before.cache_read_tokens) == (0, 1100, 0)
+    assert (after.input_tokens, after.cache_write_tokens, after.cache_read_tokens) == (0, 30, 1100)
 
 
 async def test_a_reply_without_usage_is_estimated_and_says_so() -> None:

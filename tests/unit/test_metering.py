@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from orchestrator.errors import LimitExceededError, ModelError, ModelRequestError, ModelUnavailableError
-from orchestrator.events import Recorder, RetryScheduled
+from orchestrator.events import EstimateCharged, Recorder, RetryScheduled
 from orchestrator.ledger import Amount, Reservation, Scope
 from orchestrator.metering import Exchange, Till
 from orchestrator.models import retry
@@ -25,9 +25,9 @@ REQUEST = ModelRequest((Message("user", "go"),), max_tokens=100, purpose="root")
 class Counter:
     """A till, and what was recorded at it."""
 
-    def __init__(self, cost_usd: float = 10.0) -> None:
+    def __init__(self, cost_usd: float = 10.0, tokens: int = 20_000_000) -> None:
         self.journal = MemoryJournal()
-        self.scope = Scope.root(Budget(turns=3, cost_usd=cost_usd))
+        self.scope = Scope.root(Budget(turns=3, cost_usd=cost_usd, tokens=tokens))
         self.till = Till(
             self.scope,
             PriceTable.load(),
@@ -220,3 +220,85 @@ async def test_every_attempt_waits_for_its_turn_at_the_provider_and_is_counted_t
     steps = gates.of(model)._minute
     assert (sum(step.requests for step in steps), sum(step.tokens for step in steps)) == (2, 7)
     assert gates.of(model).in_flight == 0
+
+
+def broken() -> ModelUnavailableError:
+    return ModelUnavailableError("it broke off", may_be_billed=True)
+
+
+async def test_a_reply_that_broke_off_is_charged_at_its_worst_case_beside_the_bill_of_the_next() -> None:
+    counter = Counter()
+    bill = Usage(input_tokens=7, output_tokens=3)
+    model = FakeModel([broken(), ModelUnavailableError("busy"), ModelReply("x", bill)], name="claude-sonnet-5-5")
+    exchange, _ = counter.exchange(model)
+    answer = await exchange.run()
+    worst = counter.till.worst_case(model, REQUEST)
+    usage = counter.scope.usage()
+    assert (usage["calls"], usage["tokens"], usage["estimated_tokens"]) == (3, 10 + worst.tokens, worst.tokens)
+    assert usage["cost_usd"] == pytest.approx((answer.cost_usd or 0) + worst.cost_nano / 1e9)
+    assert counter.journal.of(EstimateCharged) == [
+        EstimateCharged("root", None, 1, worst.tokens, worst.cost_nano / 1e9)
+    ]
+    told = counter.journal.of(RetryScheduled)
+    assert [(event.attempt, event.detail) for event in told] == [(1, "it broke off"), (2, "busy")]
+
+
+async def test_replies_that_break_off_again_and_again_cannot_pass_the_budget() -> None:
+    worst = Counter().till.worst_case(FakeModel(), REQUEST).tokens
+    counter = Counter(tokens=2 * worst + worst // 2)
+    model = FakeModel([broken() for _ in range(9)])
+    exchange, held = counter.exchange(model)
+    with pytest.raises(LimitExceededError) as caught:
+        await exchange.run()
+    assert (caught.value.reason, len(model.requests)) == ("tokens", 2)
+    assert counter.scope.usage()["tokens"] == counter.scope.usage()["estimated_tokens"] == 2 * worst
+    assert held.held == Amount()
+
+
+async def test_a_bill_beyond_all_counting_is_not_believed() -> None:
+    counter = Counter()
+    exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(output_tokens=10**4000))]))
+    assert (await exchange.run()).reply.usage.estimated
+    assert counter.scope.exhausted is None
+
+
+async def test_a_reply_that_takes_too_long_is_given_up_charged_and_asked_for_again() -> None:
+    class SlowOnce(FakeModel):
+        async def complete(self, request: ModelRequest) -> ModelReply:
+            if not self.requests:
+                self.requests.append(request)
+                await anyio.sleep_forever()
+            return await super().complete(request)
+
+    counter = Counter()
+    counter.till = replace(counter.till, request_s=0.01)
+    model = SlowOnce()
+    exchange, _ = counter.exchange(model)
+    assert (await exchange.run()).attempts == 2
+    (told,) = counter.journal.of(RetryScheduled)
+    assert told.detail == f"no whole answer from {model.name} within 0.01 s"
+    assert counter.scope.usage()["estimated_calls"] == 1
+
+
+async def test_the_time_at_the_providers_gate_is_not_the_replys() -> None:
+    counter, gates = Counter(), Gates()
+    lane = Lane(Limits(in_flight=1), gates)
+    go_on = anyio.Event()
+    first, second = FakeModel(gate=go_on), FakeModel()
+    first.provider = second.provider = "it"  # type: ignore[attr-defined]
+    patient = replace(counter.till, lane=lane)
+    hurried = replace(counter.till, lane=lane, request_s=0.5)
+    held = [counter.scope.reserve(counter.till.worst_case(model, REQUEST)) for model in (first, second)]
+    answers = []
+
+    async def run(exchange: Exchange) -> None:
+        answers.append((await exchange.run()).attempts)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, Exchange(first, REQUEST, held[0], patient))
+        await first.arrived.wait()
+        tasks.start_soon(run, Exchange(second, REQUEST, held[1], hurried))
+        await anyio.sleep(0.6)
+        assert second.requests == []
+        go_on.set()
+    assert answers == [1, 1]

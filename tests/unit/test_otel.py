@@ -125,6 +125,26 @@ def test_what_a_run_costs_is_measured() -> None:
     assert collected.metric("rlm.box.open.duration")[0].sum == 0.3
 
 
+def test_what_was_charged_for_replies_that_broke_off_is_measured_and_an_outage_is_told() -> None:
+    collected = Collected()
+    happened = [
+        runs.started(),
+        events.EstimateCharged("root", None, 1, 900, 0.25),
+        runs.asked(),
+        events.EstimateCharged("sub", 1, 1, 750, 0.5),
+        events.CircuitChanged("Anthropic", "open", 8, 2.0),
+        runs.finished(),
+    ]
+    collected.run(*happened)
+    assert {point.attributes["gen_ai.request.model"]: point.value for point in collected.metric("rlm.cost")} == {
+        "root-model": 0.25,
+        "sub-model": 0.5,
+    }
+    told = [(event.name, dict(event.attributes or {})) for event in collected.span("invoke_agent rlm-sandbox").events]
+    assert [name for name, _ in told] == ["rlm.estimate_charged", "rlm.estimate_charged", "rlm.circuit"]
+    assert told[2][1] == {"rlm.provider": "Anthropic", "rlm.state": "open", "rlm.wait_s": 2.0}
+
+
 def test_no_text_leaves_unless_it_is_asked_for() -> None:
     plain, full = Collected(), Collected(content=True)
     for collected in (plain, full):

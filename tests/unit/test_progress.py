@@ -63,13 +63,14 @@ def test_without_a_terminal_there_are_plain_lines_only() -> None:
         "turn 1  1.5 s",
         "│ print(1)",
         "sub: model_unavailable, trying again in 0.5 s",
+        "Anthropic: 8 failures in a row, asked again in 2 s",
         "refused llm_query: calls (0 left)",
         "child run: A smaller question",
         "child run answered",
         "  1",
         "ok  0.5 s, 2 sub-calls, 1 failed",
         "limit reached: calls (0 left)",
-        "answered · 1 turn · 2 sub-calls · $0.0110 · 0:09",
+        "answered · 1 turn · 2 sub-calls · $0.0130 · 0:09",
     ]
 
 
@@ -280,7 +281,7 @@ def test_sub_calls_are_counted_whatever_their_end() -> None:
     for event in a_run():
         tally.add(event)
     assert (tally.in_flight, tally.done, tally.failed, tally.children) == (0, 2, 1, 0)
-    assert tally.tokens == 2 * 1250
+    assert tally.tokens == 2 * 1250 + 750
 
 
 def test_a_status_line_loses_its_least_important_part_first() -> None:

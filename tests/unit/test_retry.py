@@ -17,9 +17,12 @@ from orchestrator.errors import (
     ModelError,
     ModelRequestError,
     ModelUnavailableError,
+    ProviderDownError,
 )
 from orchestrator.models import retry
 from orchestrator.models.base import Message, ModelReply, ModelRequest
+from orchestrator.models.circuit import Change, CircuitPolicy, Circuits
+from tests.support.fakes import FakeClock
 
 pytestmark = pytest.mark.anyio
 
@@ -64,6 +67,8 @@ class Call:
     seconds: float = 1000.0
     random: Callable[[], float] = lambda: 1.0
     policy: retry.RetryPolicy = retry.DEFAULT
+    circuits: Circuits | None = None
+    changes: list[Change] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
     told: list[retry.Retry] = field(default_factory=list)
 
@@ -77,7 +82,9 @@ class Call:
             ASK,
             deadline=anyio.current_time() + self.seconds,
             on_retry=self.told.append,
+            on_circuit=self.changes.append,
             policy=self.policy,
+            circuits=self.circuits,
             sleep=self._sleep,
             random=self.random,
         )
@@ -189,3 +196,55 @@ async def test_cancelling_ends_an_attempt_without_another() -> None:
 @given(st.integers(1, 10**6), st.floats(0, 1e6), st.floats(0, 1e6))
 def test_no_wait_of_our_own_exceeds_the_cap(attempt: int, initial_s: float, cap_s: float) -> None:
     assert 0 <= retry.RetryPolicy(initial_s=initial_s, cap_s=cap_s).longest_wait_s(attempt) <= cap_s
+
+
+class Slept(FakeClock):
+    """A clock that sleeping moves."""
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await anyio.lowlevel.checkpoint()
+
+
+def outage(clock: Slept, failures: int, **policy: float) -> tuple[Call, Circuits]:
+    """Return a call in an outage of so many failures; its sleep moves the circuits' clock."""
+    circuits = Circuits(CircuitPolicy(failures=3, first_s=4.0, **policy), clock)
+    call = Call(FakeModel(unavailable(failures)), random=lambda: 0.0, circuits=circuits)
+    call._sleep = clock.sleep  # type: ignore[method-assign]
+    return call, circuits
+
+
+async def test_a_call_outlives_an_outage_for_which_its_circuit_is_open_and_that_takes_no_attempts() -> None:
+    clock = Slept()
+    call, _ = outage(clock, 5)
+    assert (await call.run())[1] == 6
+    assert [change.state for change in call.changes] == ["open", "half_open"] * 3 + ["closed"]
+    assert [change.wait_s for change in call.changes if change.state == "open"] == [4, 8, 16]
+    assert clock.now == 1000.0 + 4 + 8 + 16
+
+
+async def test_a_provider_that_is_down_for_long_is_asked_no_more_and_that_costs_no_attempt() -> None:
+    clock = Slept()
+    call, circuits = outage(clock, 99, patience_s=10.0)
+    assert type(await call.fail()) is ProviderDownError
+    asked = call.model.asked
+    other = Call(FakeModel(), circuits=circuits)
+    error = await other.fail()
+    assert (type(error), error.attempts, other.model.asked) == (ProviderDownError, 0, 0)
+    assert call.model.asked == asked == 4
+
+
+async def test_a_probe_that_comes_after_the_deadline_is_not_waited_for() -> None:
+    circuits = Circuits(CircuitPolicy(failures=1, first_s=60.0), FakeClock())
+    first = Call(FakeModel(unavailable(1)), circuits=circuits, seconds=50, random=lambda: 0.0)
+    error = await first.fail()
+    assert (type(error), error.attempts, first.slept) == (ProviderDownError, 1, [0])
+
+
+async def test_a_refusal_shows_that_the_provider_is_up_and_a_cancelled_attempt_shows_nothing() -> None:
+    circuits = Circuits(CircuitPolicy(failures=2))
+    for failure in (*unavailable(1), ModelRequestError("no"), *unavailable(1)):
+        await Call(FakeModel([failure]), circuits=circuits, policy=retry.RetryPolicy(attempts=1)).fail()
+    late = Call(FakeModel(hangs=True), circuits=circuits, seconds=0.01)
+    await late.fail()
+    assert late.changes == []
