@@ -12,7 +12,7 @@ import anyio
 
 from orchestrator.kernel.client import KernelClient
 from orchestrator.transport.mux import Mux, refuse_everything
-from orchestrator.transport.rpc import RpcHandler
+from orchestrator.transport.rpc import BodyLimit, RpcHandler
 from orchestrator.transport.streams import ByteStream, MemoryByteStream, memory_pair
 from sandbox_image import wire
 from sandbox_image.wire import Channel, Frame, Kind
@@ -21,6 +21,11 @@ MAX_FRAME = 1 << 16
 MAX_MESSAGE = 1 << 18
 OUTPUT = 1000
 WINDOW = 4
+LIMITS = {
+    "llm_query": BodyLimit(MAX_MESSAGE, "prompt_too_large"),
+    "rlm_query": BodyLimit(MAX_MESSAGE, "context_too_large"),
+    "final": BodyLimit(MAX_MESSAGE, "answer_too_large"),
+}
 DELIMITER = b"<IDS|MSG>"
 TO_BOX = frozenset(kind for kind in Kind if kind < Kind.HELLO)
 
@@ -147,7 +152,7 @@ async def served(
         await mux.send(kind, payload)
 
     client = KernelClient(send, OUTPUT)
-    mux = Mux(stream, client, handler, max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW)
+    mux = Mux(stream, client, handler, max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW, limits=LIMITS)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(mux.run)
         yield client, mux

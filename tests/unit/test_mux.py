@@ -15,7 +15,7 @@ from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 from orchestrator.transport.streams import memory_pair
 from sandbox_image import wire
 from sandbox_image.wire import Frame, Kind
-from tests.support.hostile_guest import MAX_FRAME, MAX_MESSAGE, WINDOW, HostileGuest, StuckStream, faced
+from tests.support.hostile_guest import LIMITS, MAX_FRAME, MAX_MESSAGE, WINDOW, HostileGuest, StuckStream, faced
 
 pytestmark = pytest.mark.anyio
 
@@ -250,7 +250,15 @@ class TestViolations:
 
         async def feed() -> None:
             host, box = memory_pair()
-            mux = Mux(host, Ears(), refuse_everything, max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW)
+            mux = Mux(
+                host,
+                Ears(),
+                refuse_everything,
+                max_frame=MAX_FRAME,
+                max_message=MAX_MESSAGE,
+                window=WINDOW,
+                limits=LIMITS,
+            )
             for piece in (data[:at], data[at:]):
                 await box.send(piece or wire.encode(Kind.READY))
             await box.aclose()
@@ -269,7 +277,9 @@ class TestEnding:
 
             def closed(self, violation: str) -> None: ...
 
-        mux = Mux(stream, Ears(), open_desk(), max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW)
+        mux = Mux(
+            stream, Ears(), open_desk(), max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW, limits=LIMITS
+        )
         message = wire.pack_message({"id": "0" * 32, "method": "budget"}, b"")
         with anyio.fail_after(BOUND):
             async with anyio.create_task_group() as tasks:
@@ -302,7 +312,9 @@ class TestEnding:
             def closed(self, violation: str) -> None:
                 told.append(violation)
 
-        mux = Mux(HalfStuck(), Ears(), open_desk(), max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW)
+        mux = Mux(
+            HalfStuck(), Ears(), open_desk(), max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW, limits=LIMITS
+        )
         with anyio.fail_after(BOUND):
             await mux.run()
         assert len(told) == 1
