@@ -3,7 +3,7 @@
 A refusal holds a stable word, perhaps a number, and one plain sentence; never a host path, a traceback, a model's name,
 a provider's message or a key. The words, and what the number is:
 
-``calls``, ``tokens``, ``cost_usd``, ``children``, ``depth``, ``wall_s``
+``calls``, ``tokens``, ``cost_usd``, ``children``, ``depth``, ``wall_s``, ``journal_mb``
     that budget of the policy does not allow it: what is left; for a batch, how many prompts would fit
 ``unknown_method``, ``invalid_params``
     no such method; not the parameters it takes: the nearest number that would do, where it was one

@@ -139,7 +139,7 @@ class LimitExceededError(RlmSandboxError):
 
     Attributes:
         reason: which one, as the policy key names it: ``calls``, ``tokens``, ``cost_usd``, ``depth``,
-            ``children``, ``turns`` or ``wall_s``.
+            ``children``, ``turns``, ``journal_mb`` or ``wall_s``.
         limit: how much of it was left for what was asked, in the key's own unit.
     """
 

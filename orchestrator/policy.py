@@ -37,6 +37,7 @@ class Budget(_Table):
         tokens: input and output tokens, cached ones included.
         cost_usd: US dollars by the price table; calls to unpriced models are counted apart.
         children: child runs in the whole tree.
+        journal_mb: MiB of all journals together.
     """
 
     calls: Positive = 2000
@@ -46,6 +47,7 @@ class Budget(_Table):
     tokens: Positive = 20_000_000
     cost_usd: Dollars = 10.0
     children: Count = 32
+    journal_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
 
 
 class Limits(_Table):
@@ -78,7 +80,7 @@ class Limits(_Table):
     start_timeout_s: Seconds = 60.0
     frame_kb: Annotated[int, Field(ge=64, le=1 << 16)] = 8192
     context_mb: Annotated[int, Field(ge=1, le=1 << 16)] = 512
-    answer_mb: Annotated[int, Field(ge=1, le=4096)] = 64
+    answer_mb: Annotated[int, Field(ge=1, le=4096)] = 8
     observation_chars: Annotated[int, Field(ge=500, le=1_000_000)] = 12_000
 
 

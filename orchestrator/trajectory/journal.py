@@ -1,8 +1,8 @@
 """The record of a run: one append-only file of JSON lines (format: ``JOURNAL.md``, beside this file).
 
-A writer is a :data:`~orchestrator.events.Sink`: each event is written before the event takes effect, so a process killed
-at any moment leaves a file that tells all that happened. A text that is long is written once, as a *blob*, and referred
-to by its hash from then on. It goes out in pieces: what a box hands over is not held a second time to be recorded.
+A writer is a :data:`~orchestrator.events.Sink`: each event is written before it takes effect, so a process killed at
+any moment leaves a file that tells all that happened. A text that is long is written once, as a *blob*, and referred to
+by its hash from then on. It goes out in pieces: what a box hands over is not held a second time to be recorded.
 """
 
 from __future__ import annotations

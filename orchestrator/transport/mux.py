@@ -119,7 +119,7 @@ class Mux:
             tasks.cancel_scope.cancel()
 
     async def _watch(self) -> None:
-        """End what is begun and not finished within :data:`STALL_S`, or twice that; the box has no say in this clock."""
+        """End what is begun and not finished within :data:`STALL_S`, or twice that; the box has no say in it."""
         frame = call = -1
         while True:
             await anyio.sleep(STALL_S)
