@@ -10,6 +10,7 @@ Invariant (fuzzed): any bytes, in any chunking, give frames or exactly one :clas
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -25,6 +26,9 @@ _U32 = struct.Struct(">I")
 CHUNK = 1 << 20
 MAX_PARTS = 32  # a Jupyter message has 6 parts and, with rich output, a few buffers
 MAX_DEPTH = 32  # notebook metadata nests 4 deep; model-made JSON seldom 10
+# An empty object takes 3 bytes on the wire and 64 in memory. What both sides say has some hundred values; the lengths
+# of a list of documents, the longest of all, are a few thousand in a head.
+MAX_VALUES = 10_000
 MAX_HEAD = 64 * 1024  # the JSON head of a message carries facts, never texts
 MAX_INT_DIGITS = 20  # 64 bits
 
@@ -253,13 +257,14 @@ def unpack_head(message: bytes | bytearray) -> tuple[dict[str, Any], int] | None
 
 
 def loads(data: bytes | str) -> Any:
-    """Parse JSON from a stranger: UTF-8, no NaN or infinity, 64-bit integers, unique keys, bounded nesting.
+    """Parse JSON from a stranger: UTF-8, no NaN or infinity, 64-bit integers, unique keys, bounded nesting and number.
 
     Raises:
         WireError: it is anything else.
     """
     try:
         text = data if isinstance(data, str) else str(data, "utf-8")
+        _check_values(text)
         value = _DECODER.decode(text)
     except WireError:
         raise
@@ -268,6 +273,16 @@ def loads(data: bytes | str) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise WireError("JSON nested too deeply")
     return value
+
+
+def _check_values(text: str) -> None:
+    # What is in a text counts for nothing; it is looked at twice only where there is much.
+    if _values(text) > MAX_VALUES and _values(_STRING.sub("", text)) > MAX_VALUES:
+        raise WireError("JSON of too many values")
+
+
+def _values(text: str) -> int:
+    return text.count(",") + text.count("[") + text.count("{")
 
 
 def _depth(value: Any) -> int:
@@ -310,3 +325,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+# Matches from every quotation mark on, ended or not: no input takes quadratic time.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)

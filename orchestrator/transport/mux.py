@@ -194,6 +194,7 @@ class Mux:
         try:
             with scope:
                 message = await self._handled(call)
+            del call  # its text is not needed while its answer waits to be sent
             await self._send_message(message)
         except anyio.BrokenResourceError:
             pass  # the reader learns of it too
