@@ -55,8 +55,8 @@ class Connection:
     """Calls to the host, many at once, from any thread.
 
     Two threads do the I/O: neither is the main thread, so an interrupt never cuts a message in half. The writer takes a
-    slot for every call it sends and the reader gives it back with the answer, so no more are under way than the host
-    accepts; the host answers every call, if only to say that its cell is over.
+    slot, and room for the text, for every call it sends, and the reader gives them back with the answer, so no more are
+    under way than the host accepts; the host answers every call, if only to say that its cell is over.
 
     Attributes:
         window: calls under way at once, at most.
@@ -72,8 +72,10 @@ class Connection:
         self._pid = os.getpid()
         self._start_lock = threading.Lock()
         self._started = False
-        self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._waiting: dict[str, Callable[[dict[str, Any], str], None]] = {}
+        self._outgoing: queue.SimpleQueue[tuple[bytes, int]] = queue.SimpleQueue()
+        self._waiting: dict[str, tuple[Callable[[dict[str, Any], str], None], int]] = {}
+        self._room = threading.Condition()
+        self._unanswered = 0
 
     def submit(
         self, method: str, params: dict[str, Any], body: str, done: Callable[[dict[str, Any], str], None]
@@ -93,8 +95,9 @@ class Connection:
                 threading.Thread(target=self._write, daemon=True, name="rpc-writer").start()
                 threading.Thread(target=self._read, daemon=True, name="rpc-reader").start()
         identity = os.urandom(16).hex()
-        self._waiting[identity] = done
-        self._outgoing.put(wire.pack_message({"id": identity, "method": method, "params": params}, encoded))
+        self._waiting[identity] = done, len(encoded)
+        message = wire.pack_message({"id": identity, "method": method, "params": params}, encoded)
+        self._outgoing.put((message, len(encoded)))
 
     def call(self, method: str, params: dict[str, Any] | None = None, body: str = "") -> _Reply:
         """Make a call and wait for its answer.
@@ -108,8 +111,12 @@ class Connection:
 
     def _write(self) -> None:
         while True:
-            message = self._outgoing.get()
+            message, size = self._outgoing.get()
             self._slots.acquire()
+            with self._room:
+                while self._unanswered + size > self._max_message:
+                    self._room.wait()
+                self._unanswered += size
             for frame in wire.encode_fragments(message, min(wire.CHUNK, self._max_frame - 1)):
                 self._sock.sendall(frame)
 
@@ -122,9 +129,13 @@ class Connection:
                 if message is None:
                     continue
                 head, body = wire.unpack_message(message)
-                done = self._waiting.pop(head["id"], None)
-                if done is not None:  # None: it answers a call of the kernel before this one
+                found = self._waiting.pop(head["id"], None)
+                if found is not None:  # None: it answers a call of the kernel before this one
+                    done, size = found
                     self._slots.release()
+                    with self._room:
+                        self._unanswered -= size
+                        self._room.notify()
                     done(head, str(body, "utf-8"))
 
 

@@ -194,7 +194,10 @@ class Mux:
         try:
             with scope:
                 message = await self._handled(call)
-            del call  # its text is not needed while its answer waits to be sent
+            # Its text is let go of before its answer is sent, after which the box counts on the room it took.
+            del call
+            self._bytes_under_way -= size
+            size = 0
             await self._send_message(message)
         except anyio.BrokenResourceError:
             pass  # the reader learns of it too
@@ -214,8 +217,9 @@ class Mux:
 
     def _fitting(self, message: bytes) -> bytes:
         # The box would take a longer one for an attack on itself, and hear no answer from then on.
-        if len(message) > self._max_message:
-            raise ValueError(f"a reply of {len(message):,} bytes, and at most {self._max_message:,} can be sent")
+        most = self._max_message + wire.MAX_HEAD
+        if len(message) > most:
+            raise ValueError(f"a reply of {len(message):,} bytes, and at most {most:,} can be sent")
         return message
 
     async def _send_message(self, message: bytes) -> None:

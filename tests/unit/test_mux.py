@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,7 +110,7 @@ class TestCalls:
             None,
             RpcReply({"a": object()}),
             RpcReply(body=b"x"),  # type: ignore[arg-type]
-            RpcReply(body="x" * MAX_MESSAGE),
+            RpcReply(body="x" * (MAX_MESSAGE + wire.MAX_HEAD)),
             RpcRefusal("reason", "words", limit=object()),  # type: ignore[arg-type]
         ],
         ids=["raises", "breaks", "none", "not JSON", "bytes", "too large", "refuses badly"],
@@ -161,6 +162,17 @@ class TestCalls:
             await guest.call("llm_query", "x" * wire.MAX_HEAD)
             head, _ = next(iter((await answers(guest, 1)).values()))
             assert "result" in head
+
+    async def test_an_answer_that_waits_to_be_sent_takes_no_room_any_more(self) -> None:
+        async with faced(open_desk()) as (_, mux, guest):
+            await mux._write_lock.acquire()
+            first = await guest.call("llm_query", "x" * MAX_MESSAGE)
+            await anyio.wait_all_tasks_blocked()
+            second = await guest.call("llm_query", "y" * MAX_MESSAGE)
+            await anyio.wait_all_tasks_blocked()
+            mux._write_lock.release()
+            found = await answers(guest, 2)
+            assert {identity: body[:1] for identity, (_, body) in found.items()} == {first: "x", second: "y"}
 
     async def test_concurrent_answers_do_not_mix(self) -> None:
         async with faced(open_desk()) as (_, _, guest):
@@ -266,6 +278,57 @@ class TestViolations:
 
         anyio.run(feed)
         assert len(told) == 1
+
+
+@pytest.fixture
+def stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muxes, "STALL_S", 0.05)
+
+
+@pytest.mark.usefixtures("stall")
+class TestStalls:
+    """Silence in the middle of something is no silence between cells."""
+
+    @pytest.mark.parametrize("begun", [b"\0", wire.HEADER.pack(100, Kind.READY), wire.encode(Kind.RPC, b"\x01x")[:-1]])
+    async def test_a_frame_that_does_not_end_ends_the_box(self, begun: bytes) -> None:
+        async with faced() as (client, _, guest):
+            await guest.raw(begun)
+            with anyio.fail_after(BOUND), pytest.raises(EOFError):
+                await guest.receive()
+            await anyio.wait_all_tasks_blocked()
+            assert client.gone
+            assert "did not end within" in client._violation
+
+    async def test_bytes_that_trickle_do_not_move_its_end(self) -> None:
+        async with faced() as (client, _, guest):
+            with anyio.fail_after(BOUND):
+                await guest.raw(wire.HEADER.pack(60_000, Kind.KERNEL))
+                while not client.gone:
+                    await guest.raw(b"x")
+                    await anyio.sleep(0.01)
+
+    async def test_a_call_that_does_not_end_is_let_go_of_and_refused_should_it_end(self) -> None:
+        async with faced(open_desk()) as (client, mux, guest):
+            message = wire.pack_message({"id": "0" * 32, "method": "final"}, b"begun")
+            await guest.raw(wire.encode(Kind.RPC, b"\x00" + message))
+            with anyio.fail_after(BOUND):
+                while not mux._inbox._seen or mux._inbox.partial:
+                    await anyio.lowlevel.checkpoint()
+            assert mux._inbox.buffered == 0
+            await guest.raw(wire.encode(Kind.RPC, b"\x01 and ended"))
+            head, _ = (await answers(guest, 1))["0" * 32]
+            assert head["error"]["reason"] == "stalled"  # type: ignore[index]
+            identity = await guest.call("llm_query", "the next")
+            assert (await answers(guest, 1))[identity][1] == "the next"
+            assert not client.gone
+
+    async def test_silence_between_frames_and_slow_calls_that_move_are_no_stall(self) -> None:
+        async with faced(open_desk()) as (client, _, guest):
+            for _ in range(3):
+                await anyio.sleep(3 * muxes.STALL_S)
+                identity = await guest.call("llm_query", "x")
+                assert (await answers(guest, 1))[identity][1] == "x"
+            assert not client.gone
 
 
 class TestEnding:
