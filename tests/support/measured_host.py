@@ -213,7 +213,6 @@ WITHOUT: dict[str, Callable[[], object]] = {
     "call limits": _call_limits,
     "output limits": _output_limits,
     "value limit": lambda: patch.object(wire, "MAX_VALUES", HUGE).start(),
-    "stall limit": lambda: patch.object(muxes, "STALL_S", HUGE).start(),
 }
 
 

@@ -301,6 +301,10 @@ class TestMalformed:
         result = await burnt(lambda guest, _: guest.raw(begun))
         assert "did not end within" in result.detail
 
+    async def test_pf14_without_that_bound_it_waits_for_the_cells_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(muxes, "STALL_S", 1000)
+        assert (await suffered(lambda guest, _: guest.raw(b"\0\0\0"), 0.5)).status == "timeout"
+
     @pytest.mark.parametrize("noise", [b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n", b"{}\n", bytes(range(256))])
     @pytest.mark.parametrize("where", ["first", "between frames"])
     async def test_pf15_noise_on_the_stream(self, noise: bytes, where: str) -> None:
