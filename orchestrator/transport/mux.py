@@ -91,7 +91,7 @@ class Mux:
         self._window = window
         self._write_lock = anyio.Lock()
         self._calls: set[anyio.CancelScope] = set()
-        self._bytes_under_way = 0
+        self._handling = self._bytes_under_way = 0
         self._refusals = 0
         self._violation = ""
         # What began to arrive and has not ended: how many frames or calls had ended before it.
@@ -158,7 +158,8 @@ class Mux:
 
     def _no_place(self, size: int) -> RpcRefusal | None:
         """Return why no call with a body of so many bytes can be taken now, or None."""
-        full = len(self._calls) >= self._window or self._bytes_under_way + size > self._max_message
+        unsent = len(self._calls) - self._handling
+        full = max(self._handling, unsent) >= self._window or self._bytes_under_way + size > self._max_message
         return RpcRefusal("too_many_in_flight", "too many calls at once", limit=self._window) if full else None
 
     def _fragment(self, tasks: anyio.abc.TaskGroup, fragment: bytes) -> None:
@@ -177,6 +178,7 @@ class Mux:
     def _begin(self, tasks: anyio.abc.TaskGroup, arrival: Arrival) -> None:
         call, size, scope = arrival.decode(self.cell), len(arrival.body), anyio.CancelScope()
         self._calls.add(scope)
+        self._handling += 1
         self._bytes_under_way += size
         tasks.start_soon(self._answer, call, scope, size)
 
@@ -192,18 +194,19 @@ class Mux:
         # Every call is answered, this one too when it is cancelled: a thread of the box may wait for it for ever.
         message = encode_refusal(call.id, RpcRefusal("cell_over", "the cell that made this call is over"))
         try:
-            with scope:
-                message = await self._handled(call)
-            # Its text is let go of before its answer is sent, after which the box counts on the room it took.
-            del call
-            self._bytes_under_way -= size
-            size = 0
+            try:
+                with scope:
+                    message = await self._handled(call)
+            finally:
+                # Before its answer is sent: with it, the box counts on the place and the room of this call.
+                del call
+                self._handling -= 1
+                self._bytes_under_way -= size
             await self._send_message(message)
         except anyio.BrokenResourceError:
             pass  # the reader learns of it too
         finally:
             self._calls.discard(scope)
-            self._bytes_under_way -= size
 
     async def _handled(self, call: RpcCall) -> bytes:
         try:

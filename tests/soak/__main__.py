@@ -219,6 +219,16 @@ def show(report: Report) -> None:
         print(f"FAILED  {failure}")
 
 
+def vars_of(record: object) -> dict[str, object]:
+    """Return the fields of a dataclass as they are; ``asdict`` cannot copy a Counter."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def plain(value: object) -> object:
+    """Return what JSON has for it."""
+    return sorted(value) if isinstance(value, set) else vars_of(value)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the soak; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
@@ -234,7 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
     limit_s = options.limit or 60 + 10 * (options.boxes + WARM)
     report = soak(options.boxes, options.parallel, options.seed, limit_s)
     if options.json:
-        json.dump({**asdict(report), "failures": report.failures}, sys.stdout, default=sorted)
+        log = {**vars_of(report.log), "ends": dict(report.log.ends), "left": dict(report.log.left)}
+        json.dump({**vars_of(report), "log": log, "failures": report.failures}, sys.stdout, default=plain)
     else:
         show(report)
     return 1 if report.failures else 0

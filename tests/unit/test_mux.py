@@ -163,16 +163,20 @@ class TestCalls:
             head, _ = next(iter((await answers(guest, 1)).values()))
             assert "result" in head
 
-    async def test_an_answer_that_waits_to_be_sent_takes_no_room_any_more(self) -> None:
-        async with faced(open_desk()) as (_, mux, guest):
+    async def test_answers_that_wait_to_be_sent_take_no_room_and_are_bounded_in_number(self) -> None:
+        desk = open_desk()
+        async with faced(desk) as (_, mux, guest):
             await mux._write_lock.acquire()
-            first = await guest.call("llm_query", "x" * MAX_MESSAGE)
+            for number in range(3 * WINDOW):
+                await guest.call("llm_query", f"{number % 10}" * (MAX_MESSAGE if number < 2 else 1))
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
             await anyio.wait_all_tasks_blocked()
-            second = await guest.call("llm_query", "y" * MAX_MESSAGE)
-            await anyio.wait_all_tasks_blocked()
+            assert len(desk.calls) == WINDOW
             mux._write_lock.release()
-            found = await answers(guest, 2)
-            assert {identity: body[:1] for identity, (_, body) in found.items()} == {first: "x", second: "y"}
+            found = await answers(guest, 3 * WINDOW)
+            assert sum("error" in head for head, _ in found.values()) == 2 * WINDOW
 
     async def test_concurrent_answers_do_not_mix(self) -> None:
         async with faced(open_desk()) as (_, _, guest):
