@@ -1,5 +1,5 @@
 # Every target sets up first what it needs; .ci/setup leaves alone what is there and current.
-.PHONY: setup demo test test-gvisor lint bench clean
+.PHONY: setup demo test test-gvisor lint bench soak clean
 
 setup:
 	@.ci/setup
@@ -24,6 +24,10 @@ lint:
 
 bench: setup
 	@.venv/bin/python -m tests.bench
+
+# Hundreds of boxes with random hazards, and nothing left of any: `make soak SOAK="--boxes 100 --seed 1234"`.
+soak: setup
+	@.venv/bin/python -m tests.soak $(SOAK)
 
 clean:
 	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

@@ -173,6 +173,7 @@ class Account:
         closed: its run is over.
         alive: child runs below it that are not over.
         tallies: details of what was spent, by depth and model.
+        journal_left: bytes that may still be recorded; counted in the root's account alone.
     """
 
     limit: Amount
@@ -183,6 +184,7 @@ class Account:
     closed: bool = False
     alive: int = 0
     tallies: dict[tuple[int, str], Counter[str]] = field(default_factory=dict)
+    journal_left: int = 0
 
     @property
     def left(self) -> Amount:

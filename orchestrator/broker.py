@@ -4,7 +4,7 @@ A refusal holds a stable word, perhaps a number, and one plain sentence; never a
 a provider's message or a key. The words, and what the number is:
 
 ``calls``, ``tokens``, ``cost_usd``, ``children``, ``children_alive``, ``depth``, ``wall_s``, ``bytes_in``,
-``bytes_out``
+``bytes_out``, ``journal_mb``
     that budget of the policy does not allow it: what is left; for a batch, how many prompts would fit
 ``overbilled``
     a provider billed more than a request can cost at worst; the run can spend no more

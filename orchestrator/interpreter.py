@@ -36,7 +36,7 @@ from orchestrator.sandbox.container import Container
 from orchestrator.sandbox.engine import Engine
 from orchestrator.text import one_line
 from orchestrator.transport.mux import Mux, refuse_everything
-from orchestrator.transport.rpc import RpcHandler
+from orchestrator.transport.rpc import BodyLimit, RpcHandler
 from sandbox_image import wire
 from sandbox_image.wire import Kind
 
@@ -268,9 +268,10 @@ async def _served(container: Container, policy: Policy, rpc: RpcHandler) -> Asyn
         container.stream,
         client,
         rpc,
-        max_frame=hardening.frame_bytes(policy),
-        max_message=hardening.message_bytes(policy) + wire.MAX_HEAD,  # the text, and its head
+        max_frame=hardening.output_frame_bytes(policy),
+        max_message=hardening.message_bytes(policy),
         window=policy.models.window,
+        limits=_body_limits(policy),
     )
     try:
         async with anyio.create_task_group() as tasks:
@@ -279,6 +280,16 @@ async def _served(container: Container, policy: Policy, rpc: RpcHandler) -> Asyn
             tasks.cancel_scope.cancel()
     finally:
         client.closed("")  # for whoever kept the box after its block was left
+
+
+def _body_limits(policy: Policy) -> dict[str, BodyLimit]:
+    """Return what calls may carry: the transport keeps no more of one than can be answered."""
+    limits = policy.limits
+    return {
+        "llm_query": BodyLimit(limits.frame_kb * 1024, "prompt_too_large"),
+        "rlm_query": BodyLimit(min(limits.answer_mb, limits.context_mb) * MIB, "context_too_large"),
+        "final": BodyLimit(limits.answer_mb * MIB, "answer_too_large"),
+    }
 
 
 async def _start(

@@ -150,6 +150,7 @@ class Scope:
             clock: monotonic seconds.
         """
         path = Path((Account(Amount.of(budget), budget.children_alive),), depth=0)
+        path.accounts[0].journal_left = budget.journal_mb << 20
         return cls(path, levels=budget.depth, wall_s=budget.wall_s, latest=float("inf"), clock=clock)
 
     @property
@@ -240,6 +241,17 @@ class Scope:
             latest=self.deadline,
             clock=self._clock,
         )
+
+    def recorded(self, size: int) -> None:
+        """Count ``size`` bytes of a journal; when the tree's are used up, every scope of it is closed to spending.
+
+        What was recorded stays recorded, and what follows from it is recorded, too: an end is never missing. Without
+        calls to models little follows.
+        """
+        root = self._path.accounts[-1]
+        root.journal_left -= size
+        if root.journal_left < 0 and root.latched is None:
+            root.latched = "journal_mb"
 
     def close(self) -> None:
         """End the scope: nothing more can be reserved in it or below; what is held may still be settled."""

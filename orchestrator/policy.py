@@ -40,6 +40,7 @@ class Budget(_Table):
         children_alive: child runs of the tree at a time, each with a box of its own; further ones wait for a place.
         bytes_in: UTF-8 of all answers that go into the boxes.
         bytes_out: UTF-8 of all prompts, contexts of child runs and answers that come out of them.
+        journal_mb: MiB of all journals together.
     """
 
     calls: Positive = 2000
@@ -52,6 +53,7 @@ class Budget(_Table):
     children_alive: Count = 4
     bytes_in: Count = 4 * 2**30
     bytes_out: Count = 4 * 2**30
+    journal_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
 
 
 class Limits(_Table):
@@ -86,7 +88,7 @@ class Limits(_Table):
     start_timeout_s: Seconds = 60.0
     frame_kb: Annotated[int, Field(ge=64, le=1 << 16)] = 8192
     context_mb: Annotated[int, Field(ge=1, le=1 << 16)] = 512
-    answer_mb: Annotated[int, Field(ge=1, le=4096)] = 64
+    answer_mb: Annotated[int, Field(ge=1, le=4096)] = 8
     observation_chars: Annotated[int, Field(ge=500, le=1_000_000)] = 12_000
 
 

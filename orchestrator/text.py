@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 # Strings of ECMA-48 (OSC, DCS, SOS, PM, APC) are removed whole only when they end on their own line: an introducer
@@ -24,7 +26,15 @@ _IGNORABLE = (
 _HIDDEN = "".join(f"{chr(int(a, 16))}-{chr(int(b, 16))}" for a, b in (pair.split("-") for pair in _IGNORABLE.split()))
 _UNSHOWN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_JSON_UNSAFE = re.compile(f"[\x7f-\x9f\u2028\u2029\ud800-\udfff{_HIDDEN}]")
+# What JSON text holds as escapes beside what its standard demands.
+_JSON_UNSAFE = frozenset(
+    chr(code)
+    for first, last in (pair.split("-") for pair in f"7f-9f 2028-2029 d800-dfff {_IGNORABLE}".split())
+    for code in range(int(first, 16), int(last, 16) + 1)
+)
+# Characters that are escaped at a time, and different unsafe ones among them that are replaced one by one.
+_PIECE = 1 << 16
+_MANY = 8
 
 
 def printable(text: str) -> str:
@@ -90,8 +100,37 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     """
     separators = (",", ":") if indent is None else None
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
-    return text if text.isascii() and "\x7f" not in text else _JSON_UNSAFE.sub(_json_escape, text)
+    return "".join(_escaped(text))
 
 
-def _json_escape(match: re.Match[str]) -> str:
-    return json.dumps(match.group())[1:-1]
+def json_string(text: str) -> Iterator[str]:
+    """Yield ``text`` as :func:`json_text` writes it, in pieces: a large one is never there twice."""
+    yield '"'
+    for start in range(0, len(text), _PIECE):
+        yield from _escaped(json.dumps(text[start : start + _PIECE], ensure_ascii=False)[1:-1])
+    yield '"'
+
+
+def _escaped(text: str) -> Iterator[str]:
+    """Yield JSON text with what is unsafe in it escaped.
+
+    A text from a box may be made of nothing else, and the work must not be done by a function a character. People
+    write few different ones, each of which is one replacement; a table does the rest.
+    """
+    for start in range(0, len(text), _PIECE):
+        piece = text[start : start + _PIECE]
+        if piece.isascii():
+            yield piece.replace("\x7f", "\\u007f")
+            continue
+        unsafe = _JSON_UNSAFE.intersection(piece)
+        if len(unsafe) <= _MANY:
+            for character in unsafe:
+                piece = piece.replace(character, _escapes()[ord(character)])
+            yield piece
+        else:
+            yield piece.translate(_escapes())
+
+
+@functools.cache
+def _escapes() -> dict[int, str]:
+    return {ord(character): json.dumps(character)[1:-1] for character in _JSON_UNSAFE} | {0x7F: "\\u007f"}

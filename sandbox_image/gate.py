@@ -13,7 +13,7 @@ from typing import Any
 from sandbox_image import wire
 
 DELIMITER = b"<IDS|MSG>"
-# Rich results and errors a cell; model code seldom displays more than a handful.
+# Rich results and errors a cell; model code seldom displays more than a handful. Those of one kind share one allowance.
 MAX_MESSAGES = 500
 # Pieces of one stream that leave as they come. The host parses each, so what a cell that flushes every character prints
 # beyond that is held here, like the end of a long output.
@@ -65,7 +65,8 @@ class CellGate:
     """Counts and cuts the output of one cell at a time.
 
     Args:
-        limit: characters of each of stdout and stderr that may leave, and of one result or error.
+        limit: characters that may leave of each of stdout and stderr, of all that is displayed, of all results, and of
+            all errors.
     """
 
     def __init__(self, limit: int) -> None:
@@ -76,6 +77,7 @@ class CellGate:
 
     def _reset(self) -> None:
         self._streams = {"stdout": _Stream(self._limit), "stderr": _Stream(self._limit)}
+        self._left = dict.fromkeys(("execute_result", "display_data", "error"), self._limit)
         self._messages = 0
         self._dropped = 0
         self._flooded = False
@@ -113,7 +115,7 @@ class CellGate:
                 return None
             body = {"status": content["status"], "execution_count": _count(content.get("execution_count"))}
             if content["status"] == "error":
-                body |= self._error(content)
+                body |= self._error(content, self._limit)
             return _close(header, parent, body)
         except (wire.WireError, KeyError, TypeError, ValueError, AttributeError):
             return None
@@ -141,21 +143,24 @@ class CellGate:
         if kind not in ("execute_result", "display_data", "error"):
             return None
         self._messages += 1
-        if self._messages > MAX_MESSAGES:
+        if self._messages > MAX_MESSAGES or not self._left[kind]:
             self._dropped += 1
             return None
         if kind == "error":
-            return self._error(content)
-        plain = self._cut(content["data"].get("text/plain", ""), self._limit)
+            body = self._error(content, self._left[kind])
+            self._left[kind] = max(self._left[kind] - sum(map(len, (body["evalue"], *body["traceback"]))), 0)
+            return body
+        plain = self._cut(content["data"].get("text/plain", ""), self._left[kind])
+        self._left[kind] = max(self._left[kind] - len(plain), 0)
         count = _count(content.get("execution_count"))
         return {"data": {"text/plain": plain}, "metadata": {}, "execution_count": count}
 
-    def _error(self, content: dict[str, Any]) -> dict[str, Any]:
+    def _error(self, content: dict[str, Any], limit: int) -> dict[str, Any]:
         trace = "\n".join(_text(line) for line in content["traceback"])
         return {
             "ename": _text(content["ename"])[:_SMALL],
-            "evalue": self._cut(content["evalue"], self._limit // 4),
-            "traceback": [self._cut(trace, self._limit)],
+            "evalue": self._cut(content["evalue"], limit // 4),
+            "traceback": [self._cut(trace, limit)],
         }
 
     def _cut(self, value: Any, limit: int) -> str:

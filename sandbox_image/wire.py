@@ -10,8 +10,9 @@ Invariant (fuzzed): any bytes, in any chunking, give frames or exactly one :clas
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ _U32 = struct.Struct(">I")
 CHUNK = 1 << 20
 MAX_PARTS = 32  # a Jupyter message has 6 parts and, with rich output, a few buffers
 MAX_DEPTH = 32  # notebook metadata nests 4 deep; model-made JSON seldom 10
+# An empty object takes 3 bytes on the wire and 64 in memory. What both sides say has some hundred values; the lengths
+# of a list of documents, the longest of all, are a few thousand in a head.
+MAX_VALUES = 10_000
 MAX_HEAD = 64 * 1024  # the JSON head of a message carries facts, never texts
 MAX_INT_DIGITS = 20  # 64 bits
 
@@ -73,18 +77,19 @@ class Decoder:
     Args:
         max_payload: the largest payload accepted, in bytes.
         allowed: the kinds the peer may send; any other is a violation.
+        smaller: kinds whose payload is smaller than that, and how large it is at most.
     """
 
-    def __init__(self, max_payload: int, allowed: frozenset[Kind]) -> None:
+    def __init__(self, max_payload: int, allowed: frozenset[Kind], smaller: Mapping[Kind, int] | None = None) -> None:
         """Start with an empty buffer."""
-        self._max_payload = max_payload
-        self._allowed = allowed
+        most = dict.fromkeys(allowed, max_payload) | dict(smaller or {})
+        self._most: dict[int, int] = {int(kind): min(size, max_payload) for kind, size in most.items()}
         self._buffer = bytearray()
         self._poisoned = False
 
     @property
     def buffered(self) -> int:
-        """Bytes of an unfinished frame; never more than ``max_payload`` and one read."""
+        """Bytes of an unfinished frame; never more than its kind may have and one read."""
         return len(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Frame]:
@@ -99,7 +104,7 @@ class Decoder:
         buffer += data
         while len(buffer) >= HEADER.size:
             length, number = HEADER.unpack_from(buffer)
-            if length > self._max_payload or number not in self._allowed:
+            if length > self._most.get(number, -1):
                 self._poisoned = True
                 buffer.clear()
                 raise WireError(f"frame of kind {number} and {length} bytes refused")
@@ -130,14 +135,14 @@ class Assembler:
         Raises:
             WireError: the fragment is malformed or the message too large. The message is forgotten.
         """
-        # A fragment that neither carries nor ends anything could be repeated for ever.
-        if not fragment or fragment[0] > 1 or fragment == b"\x00":
+        try:
+            last = is_last(fragment)
+        except WireError:
             self.reset()
-            raise WireError("malformed fragment")
+            raise
         if len(self._parts) + len(fragment) - 1 > self._max_message:
             self.reset()
             raise WireError(f"message of more than {self._max_message} bytes")
-        last = fragment[0] == 1
         if last and not self._parts:
             return fragment[1:]
         with memoryview(fragment) as view:
@@ -150,6 +155,17 @@ class Assembler:
     def reset(self) -> None:
         """Forget an unfinished message: its sender is gone."""
         self._parts = bytearray()
+
+
+def is_last(fragment: bytes) -> bool:
+    """Return whether ``fragment`` ends its message; what it carries follows its first byte.
+
+    Raises:
+        WireError: it is malformed, or neither carries nor ends anything and so could be repeated for ever.
+    """
+    if not fragment or fragment[0] > 1 or fragment == b"\x00":
+        raise WireError("malformed fragment")
+    return fragment[0] == 1
 
 
 def encode(kind: Kind, payload: bytes | bytearray | memoryview = b"") -> bytes:
@@ -213,25 +229,42 @@ def unpack_message(message: bytes | bytearray) -> tuple[dict[str, Any], memoryvi
     Raises:
         WireError: the head is missing, too large, or not a strict JSON object.
     """
-    if len(message) < _U32.size:
-        raise WireError("message without a head")
-    (length,) = _U32.unpack_from(message)
-    if length > MAX_HEAD or _U32.size + length > len(message):
+    unpacked = unpack_head(message)
+    if unpacked is None:
         raise WireError("message with a malformed head")
-    head = loads(bytes(message[_U32.size : _U32.size + length]))
+    head, size = unpacked
+    return head, memoryview(message)[size:]
+
+
+def unpack_head(message: bytes | bytearray) -> tuple[dict[str, Any], int] | None:
+    """Return the head of the message that begins with these bytes, and where its body begins; None if more are needed.
+
+    Raises:
+        WireError: the head is too large, or not a strict JSON object.
+    """
+    if len(message) < _U32.size:
+        return None
+    (length,) = _U32.unpack_from(message)
+    if length > MAX_HEAD:
+        raise WireError("message with a malformed head")
+    size = _U32.size + length
+    if len(message) < size:
+        return None
+    head = loads(bytes(message[_U32.size : size]))
     if not isinstance(head, dict):
         raise WireError("message head is not an object")
-    return head, memoryview(message)[_U32.size + length :]
+    return head, size
 
 
 def loads(data: bytes | str) -> Any:
-    """Parse JSON from a stranger: UTF-8, no NaN or infinity, 64-bit integers, unique keys, bounded nesting.
+    """Parse JSON from a stranger: UTF-8, no NaN or infinity, 64-bit integers, unique keys, bounded nesting and number.
 
     Raises:
         WireError: it is anything else.
     """
     try:
         text = data if isinstance(data, str) else str(data, "utf-8")
+        _check_values(text)
         value = _DECODER.decode(text)
     except WireError:
         raise
@@ -240,6 +273,16 @@ def loads(data: bytes | str) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise WireError("JSON nested too deeply")
     return value
+
+
+def _check_values(text: str) -> None:
+    # What is in a text counts for nothing; it is looked at twice only where there is much.
+    if _values(text) > MAX_VALUES and _values(_STRING.sub("", text)) > MAX_VALUES:
+        raise WireError("JSON of too many values")
+
+
+def _values(text: str) -> int:
+    return text.count(",") + text.count("[") + text.count("{")
 
 
 def _depth(value: Any) -> int:
@@ -282,3 +325,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+# Matches from every quotation mark on, ended or not: no input takes quadratic time.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)

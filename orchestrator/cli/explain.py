@@ -64,6 +64,7 @@ def _run(policy: Policy) -> list[str]:
             f"asks {asked}; at most {counted(models.in_flight, 'sub-call')} at once, "
             f"{counted(models.max_tokens, 'token')} a reply"
         ),
+        f"writes at most {size_mb(budget.journal_mb)} of journals, and the event that passes it",
     ]
     if models.sub:
         lines.append(f"asks {one_line(models.sub, _WIDTH)} in sub-calls")

@@ -13,6 +13,10 @@ from sandbox_image import wire
 
 # The box cuts each stream at its limit and adds the tail and marks: twice the limit leaves room for those.
 SLACK = 2
+# Of a cell's messages: the gate in the box lets some 2,500 through, with a few times the limit in them. Who sends more
+# than this is no gate.
+MAX_MESSAGES = 10_000
+MAX_TEXT = 32
 
 
 class CellFold:
@@ -27,6 +31,8 @@ class CellFold:
         self._limit = limit
         self._streams: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._left = {"stdout": limit * SLACK, "stderr": limit * SLACK}
+        self._messages = 0
+        self._text_left = limit * MAX_TEXT
         self._result: str | None = None
         self._truncated = False
         self.error: CellError | None = None
@@ -36,15 +42,21 @@ class CellFold:
         """Take one message of the open cell.
 
         Raises:
-            WireError: its content has not the shape its type demands.
+            WireError: its content has not the shape its type demands, or the cell's messages do not end.
         """
+        self._messages += 1
+        if self._messages > MAX_MESSAGES:
+            raise wire.WireError("output of a cell without end")
+        self._take(kind, content)
+
+    def _take(self, kind: str, content: dict[str, Any]) -> None:
         if kind == "stream":
-            name = _text(content.get("name"))
+            name = self._text(content.get("name"))
             if name not in self._streams:
                 raise wire.WireError("output on an unknown stream")
-            self._write(name, _text(content.get("text")))
+            self._write(name, self._text(content.get("text")))
         elif kind in ("execute_result", "display_data"):
-            plain = _text(_mapping(content.get("data")).get("text/plain", ""))
+            plain = self._text(_mapping(content.get("data")).get("text/plain", ""))
             if kind == "execute_result":
                 self._result = self._bounded(plain)
             elif plain:
@@ -71,7 +83,7 @@ class CellFold:
                 lost = cut.get("lost")
                 if type(lost) is not int:
                     raise wire.WireError("cut without a count")
-                self._write(name, (f"\n[… {lost:,} characters cut …]\n" if lost else "") + _text(cut.get("tail")))
+                self._write(name, (f"\n[… {lost:,} characters cut …]\n" if lost else "") + self._text(cut.get("tail")))
                 self._truncated = self._truncated or lost > 0
         self._truncated = self._truncated or bool(facts.get("dropped")) or facts.get("shortened") is True
 
@@ -98,6 +110,15 @@ class CellFold:
         if kept:
             self._streams[name].append(kept)
 
+    def _text(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise wire.WireError("text expected")
+        self._text_left -= len(value)
+        if self._text_left < 0:
+            raise wire.WireError("output of a cell without end")
+        # A lone surrogate is legal in JSON and in no encoding; it would break whoever writes the text next.
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+
     def _bounded(self, text: str) -> str:
         self._truncated = self._truncated or len(text) > self._limit * SLACK
         return text[: self._limit * SLACK]
@@ -106,19 +127,12 @@ class CellFold:
         lines = content.get("traceback")
         if not isinstance(lines, list):
             raise wire.WireError("error without a traceback")
-        trace = "\n".join(_text(line) for line in lines)
+        trace = "\n".join(self._text(line) for line in lines)
         return CellError(
-            self._bounded(_text(content.get("ename"))),
-            self._bounded(_text(content.get("evalue"))),
+            self._bounded(self._text(content.get("ename"))),
+            self._bounded(self._text(content.get("evalue"))),
             self._bounded(trace),
         )
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise wire.WireError("text expected")
-    # A lone surrogate is legal in JSON and in no encoding; it would break whoever writes the text next.
-    return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def _mapping(value: object) -> dict[str, Any]:

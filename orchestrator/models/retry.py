@@ -143,7 +143,15 @@ async def _again(
         before_sleep=report,
         reraise=True,
     )
-    reply: ModelReply = await retrying(attempt)
+    try:
+        reply: ModelReply = await retrying(attempt)
+    except BaseException as error:  # noqa: BLE001 - it is raised again
+        # tenacity's frames hold the error, and the error its frames, and with them the request: see below.
+        raise error.with_traceback(None) from error.__cause__
+    finally:
+        # What it did last, it keeps as methods of its own: one more cycle that holds a request, which may be of many
+        # megabytes, until it is collected, which may be long after a hundred more.
+        retrying.iter_state.reset()
     return reply
 
 

@@ -230,7 +230,7 @@ class Run:
         if self.tree.journal is None:
             yield Recorder(self.id, self.parent, sinks)
             return
-        writer = JournalWriter.create(self.tree.journal, self.id)
+        writer = JournalWriter.create(self.tree.journal, self.id, self.scope.recorded)
         self._journal = writer.path
         try:
             yield Recorder(self.id, self.parent, (writer, *sinks))

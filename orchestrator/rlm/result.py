@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import LimitExceededError, RlmSandboxError
 from orchestrator.events import LimitReached
 from orchestrator.ledger import Scope
+from orchestrator.text import head_and_tail
+
+# Of an answer in the representation of its result. asyncio takes that of a finished task in passing.
+_REPR_CHARS = 1000
 
 Status = Literal["answered", "no_answer", "limit", "failed"]
 
@@ -42,7 +46,7 @@ class Outcome:
     error: RlmSandboxError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """How a run ended.
 
@@ -67,6 +71,12 @@ class Result:
     turns: int
     error: RlmSandboxError | None = None
     run: str = ""
+
+    def __repr__(self) -> str:
+        """Return the fields as any dataclass has them, but of a long answer the ends."""
+        shown = {field.name: getattr(self, field.name) for field in fields(self)}
+        shown["answer"] = None if self.answer is None else head_and_tail(self.answer, _REPR_CHARS)
+        return f"Result({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as ``rlm-sandbox run --json`` prints it.

@@ -64,11 +64,16 @@ class Wanted:
 
 
 def frame_bytes(policy: Policy) -> int:
-    """Return the largest frame of the wire: what the policy says, but room for a context piece or a cell's cut output.
+    """Return the largest frame of the wire: what the policy says, but room for a context piece and for output."""
+    return max(policy.limits.frame_kb * 1024, output_frame_bytes(policy))
+
+
+def output_frame_bytes(policy: Policy) -> int:
+    """Return the largest frame a box sends: a call's fragment, or output.
 
     Output cut at the source leaves in one frame: the end of two streams, where JSON may take six bytes a character.
     """
-    return max(policy.limits.frame_kb, 1024 + 64, 13 * policy.limits.output_kb) * 1024
+    return max(1024 + 64, 13 * policy.limits.output_kb) * 1024
 
 
 def message_bytes(policy: Policy) -> int:

@@ -1,18 +1,19 @@
 """The record of a run: one append-only file of JSON lines (format: ``JOURNAL.md``, beside this file).
 
-A writer is a :data:`~orchestrator.events.Sink`: each event is one ``write`` that returns before the event takes effect,
-so a process killed at any moment leaves a file that tells all that happened. A text that is long is written once, as a
-*blob*, and referred to by its hash from then on.
+A writer is a :data:`~orchestrator.events.Sink`: each event is written before it takes effect, so a process killed at
+any moment leaves a file that tells all that happened. A text that is long is written once, as a *blob*, and referred to
+by its hash from then on. It goes out in pieces: what a box hands over is not held a second time to be recorded.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +21,14 @@ from typing import Any, BinaryIO, NoReturn, Self
 
 from orchestrator.errors import JournalError
 from orchestrator.events import SCHEMA_VERSION, Envelope
-from orchestrator.text import json_text
+from orchestrator.text import json_string, json_text
 
 # A reference and the frame of a blob line cost about 200 bytes together: below this, hashing would make files larger.
 INLINE_CHARS = 1024
 SUFFIX = ".jsonl"
+
+# Characters, and about as many bytes, that are prepared at a time.
+_PIECE = 1 << 18
 
 _BEGINNING = b'{"v":'
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -77,9 +81,10 @@ class JournalWriter:
         path: the file.
     """
 
-    def __init__(self, path: Path, descriptor: int, secrets: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, descriptor: int, secrets: tuple[str, ...], wrote: Callable[[int], None]) -> None:
         """Wrap an open file; :meth:`create` is the way in."""
         self.path = path
+        self._wrote = wrote
         self._descriptor = descriptor
         self._secrets = secrets
         self._size = 0
@@ -87,8 +92,13 @@ class JournalWriter:
         self._failure: str | None = None
 
     @classmethod
-    def create(cls, directory: Path, run: str) -> JournalWriter:
+    def create(cls, directory: Path, run: str, wrote: Callable[[int], None] = lambda _: None) -> JournalWriter:
         """Make the journal of ``run``, readable by its owner only, in ``directory``, which is made when missing.
+
+        Args:
+            directory: where.
+            run: id of the run.
+            wrote: told after each event how many bytes it took.
 
         Raises:
             JournalError: the id is not fit for a file name, the journal exists, or it cannot be made.
@@ -102,7 +112,7 @@ class JournalWriter:
             descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             raise JournalError(f"cannot create the journal {path}: {error.strerror}") from error
-        return cls(path, descriptor, _secrets(os.environ))
+        return cls(path, descriptor, _secrets(os.environ), wrote)
 
     def __call__(self, envelope: Envelope) -> None:
         """Write one event, preceded by the texts it is the first to hold.
@@ -125,7 +135,8 @@ class JournalWriter:
         }
         for field in fields(event):
             line[field.name] = encoder.value(getattr(event, field.name))
-        self._write("".join(f"{json_text(item)}\n" for item in (*encoder.blobs, line)).encode())
+        blobs = (piece for reference, text in encoder.blobs for piece in _blob_line(reference, text))
+        self._write(itertools.chain(blobs, (json_text(line), "\n")))
 
     def close(self) -> None:
         """Force the file to the disk and give it back. Calling it twice is fine.
@@ -155,14 +166,18 @@ class JournalWriter:
         """Close the file."""
         self.close()
 
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
+    def _write(self, pieces: Iterator[str]) -> None:
+        size = 0
         try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            for data in _buffered(pieces):
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                size += len(data)
         except OSError as error:
             self._fail(error)
-        self._size += len(data)
+        self._size += size
+        self._wrote(size)
 
     def _fail(self, error: OSError) -> NoReturn:
         self._failure = f"cannot write the journal {self.path}: {error.strerror}"
@@ -177,7 +192,7 @@ class _Encoder:
     """Turns the values of one event into JSON, and sets aside the long texts that the file does not hold yet."""
 
     def __init__(self, stored: set[bytes], secrets: tuple[str, ...]) -> None:
-        self.blobs: list[dict[str, Any]] = []
+        self.blobs: list[tuple[str, str]] = []
         self._stored = stored
         self._secrets = secrets
 
@@ -204,11 +219,11 @@ class _Encoder:
             text = text.replace(secret, _STRUCK_OUT)
         if len(text) <= INLINE_CHARS:
             return _joined(text)
-        digest = hashlib.sha256(_bytes(text)).digest()
+        digest = _digest(text)
         reference = f"sha256:{digest.hex()}"
         if digest not in self._stored:
             self._stored.add(digest)
-            self.blobs.append({"v": SCHEMA_VERSION, "kind": "blob", "hash": reference, "text": _joined(text)})
+            self.blobs.append((reference, text))
         return {"$blob": reference}
 
     def _mapping(self, mapping: Mapping[Any, Any]) -> Any:
@@ -298,7 +313,7 @@ class _Reader:
         text = self._value(data.get("text"))
         if not isinstance(text, str):
             self._damaged("is a blob without text")
-        reference = f"sha256:{hashlib.sha256(_bytes(text)).hexdigest()}"
+        reference = f"sha256:{_digest(text).hex()}"
         if data.get("hash") != reference:
             self._damaged("is a blob whose text does not have its hash")
         return reference, text
@@ -358,8 +373,33 @@ def _joined(text: str) -> Any:
     return text if len(parts) == 1 else {"$join": parts}
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+def _digest(text: str) -> bytes:
+    found = hashlib.sha256()
+    for start in range(0, len(text), _PIECE):
+        found.update(text[start : start + _PIECE].encode("utf-8", "surrogatepass"))
+    return found.digest()
+
+
+def _blob_line(reference: str, text: str) -> Iterator[str]:
+    yield f'{{"v":{SCHEMA_VERSION},"kind":"blob","hash":"{reference}","text":'
+    if _FALSE_PAIR.search(text):
+        yield json_text(_joined(text))
+    else:
+        yield from json_string(text)
+    yield "}\n"
+
+
+def _buffered(pieces: Iterator[str]) -> Iterator[bytes]:
+    """Yield what ``pieces`` say together, in UTF-8, in few portions of bounded size."""
+    waiting: list[str] = []
+    characters = 0
+    for piece in pieces:
+        waiting.append(piece)
+        characters += len(piece)
+        if characters >= _PIECE:
+            yield "".join(waiting).encode()
+            waiting, characters = [], 0
+    yield "".join(waiting).encode()
 
 
 def _secrets(environ: Mapping[str, str]) -> tuple[str, ...]:

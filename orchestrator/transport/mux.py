@@ -1,23 +1,27 @@
 """Carries frames between a box and its host: one reader, ordered writers, and the calls that come out of the box.
 
 The reader never waits for anything but the stream. What a frame means for the kernel is the listener's business, and is
-decided without waiting; a call from the box becomes a task of its own, bounded in number and bytes.
+decided without waiting; a call from the box becomes a task of its own, bounded in number and bytes: whether there is a
+place for it is decided when its head is here, and its text becomes a ``str`` only if there is.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Protocol
 
 import anyio
 import anyio.abc
 
 from orchestrator.transport.rpc import (
+    Arrival,
+    BodyLimit,
+    Inbox,
     RpcCall,
     RpcHandler,
     RpcRefusal,
     RpcReply,
-    decode_call,
     encode_refusal,
     encode_reply,
 )
@@ -26,8 +30,13 @@ from sandbox_image import wire
 from sandbox_image.wire import Frame, Kind
 
 FROM_BOX = frozenset((Kind.KERNEL, Kind.RPC, Kind.HELLO, Kind.READY, Kind.CUT, Kind.DIED, Kind.FAULT))
+# Facts are a line of JSON; the supervisor's report on its confinement, the longest of them, has some 10 KiB.
+MAX_FACTS = {Kind.HELLO: 1 << 20, Kind.READY: 4096, Kind.DIED: 4096, Kind.FAULT: 4096, Kind.RPC: wire.CHUNK + 1}
 # Calls beyond the window are refused, each by a short task; a box that keeps that many refusals waiting is hostile.
 MAX_REFUSALS = 256
+# A frame is written by the supervisor in one piece, and a call by one thread of the box: what takes longer than this is
+# held back on purpose. A box that is throttled to a hundredth of a core still writes its largest frame in a second.
+STALL_S = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -55,9 +64,10 @@ class Mux:
         listener: hears of frames.
         handler: answers calls. What it raises that is no RpcRefusal is logged, as is a reply that cannot be sent; the
             box is told no more than ``handler_failed``.
-        max_frame: bytes of the largest frame accepted.
+        max_frame: bytes of the largest frame accepted; of most kinds less is (:data:`MAX_FACTS`).
         max_message: bytes of the largest call accepted, and of all calls under way together.
         window: calls answered at once.
+        limits: what calls may carry, by method; others may carry little.
     """
 
     def __init__(
@@ -69,38 +79,59 @@ class Mux:
         max_frame: int,
         max_message: int,
         window: int,
+        limits: Mapping[str, BodyLimit],
     ) -> None:
         """Set up; :meth:`run` starts reading."""
         self._stream = stream
         self._listener = listener
         self._handler = handler
-        self._decoder = wire.Decoder(max_frame, FROM_BOX)
-        self._assembler = wire.Assembler(max_message + wire.MAX_HEAD)
+        self._decoder = wire.Decoder(max_frame, FROM_BOX, MAX_FACTS)
+        self._inbox = Inbox(max_message, limits, self._no_place)
         self._max_message = max_message
         self._window = window
         self._write_lock = anyio.Lock()
         self._calls: set[anyio.CancelScope] = set()
-        self._bytes_under_way = 0
+        self._handling = self._bytes_under_way = 0
         self._refusals = 0
+        self._violation = ""
+        # What began to arrive and has not ended: how many frames or calls had ended before it.
+        self._frames_ended = self._calls_ended = 0
         self.cell: int | None = None
         """Number of the open cell; calls are bound to it."""
 
     async def run(self) -> None:
         """Read until the stream ends or the box violates the protocol."""
-        violation = ""
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
             try:
                 while data := await self._stream.receive():
                     for frame in self._decoder.feed(data):
+                        self._frames_ended += 1
                         self._take(tasks, frame)
+                    del data  # else it would be held, beside what it became, until more arrives
             except wire.WireError as error:
-                violation = str(error)
+                self._violation = self._violation or str(error)
             finally:
                 # Before the tasks are waited for: one of them may be sending to a box that no longer reads.
                 with anyio.CancelScope(shield=True):
                     await self._stream.aclose()
-            self._listener.closed(violation)
+            self._listener.closed(self._violation)
             tasks.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        """End what is begun and not finished within :data:`STALL_S`, or twice that; the box has no say in it."""
+        frame = call = -1
+        while True:
+            await anyio.sleep(STALL_S)
+            if self._decoder.buffered and frame == self._frames_ended:
+                self._violation = f"a frame that did not end within {STALL_S:g} s"
+                await self._stream.aclose()  # the reader then reads the end
+                return
+            if self._inbox.partial and call == self._calls_ended:
+                # Not the box's end: its kernel may have been stopped in the middle, and be killed for it.
+                self._inbox.abandon(RpcRefusal("stalled", f"the call did not arrive within {STALL_S:g} s"))
+            frame = self._frames_ended if self._decoder.buffered else -1
+            call = self._calls_ended if self._inbox.partial else -1
 
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
         """Send one frame.
@@ -121,28 +152,37 @@ class Mux:
             self._fragment(tasks, frame.payload)
             return
         if frame.kind is Kind.DIED:
-            self._assembler.reset()  # the next kernel's first call must not be joined to what this one left unsaid
+            self._calls_ended += 1
+            self._inbox.reset()  # the next kernel's first call must not be joined to what this one left unsaid
         self._listener.frame(frame)
 
+    def _no_place(self, size: int) -> RpcRefusal | None:
+        """Return why no call with a body of so many bytes can be taken now, or None."""
+        unsent = len(self._calls) - self._handling
+        full = max(self._handling, unsent) >= self._window or self._bytes_under_way + size > self._max_message
+        return RpcRefusal("too_many_in_flight", "too many calls at once", limit=self._window) if full else None
+
     def _fragment(self, tasks: anyio.abc.TaskGroup, fragment: bytes) -> None:
-        message = self._assembler.feed(fragment)
-        if message is None:
+        arrival = self._inbox.feed(fragment)
+        if arrival is None:
             return
-        call = decode_call(message, self.cell)
-        size = len(message)
-        if len(self._calls) >= self._window or self._bytes_under_way + size > self._max_message + wire.MAX_HEAD:
+        self._calls_ended += 1
+        if arrival.refusal is not None:
             self._refusals += 1
             if self._refusals > MAX_REFUSALS:
                 raise wire.WireError("calls without end")
-            tasks.start_soon(self._refuse, call.id)
+            tasks.start_soon(self._refuse, arrival.id, arrival.refusal)
         else:
-            scope = anyio.CancelScope()
-            self._calls.add(scope)
-            self._bytes_under_way += size
-            tasks.start_soon(self._answer, call, scope, size)
+            self._begin(tasks, arrival)
 
-    async def _refuse(self, identity: str) -> None:
-        refusal = RpcRefusal("too_many_in_flight", "too many calls at once", limit=self._window)
+    def _begin(self, tasks: anyio.abc.TaskGroup, arrival: Arrival) -> None:
+        call, size, scope = arrival.decode(self.cell), len(arrival.body), anyio.CancelScope()
+        self._calls.add(scope)
+        self._handling += 1
+        self._bytes_under_way += size
+        tasks.start_soon(self._answer, call, scope, size)
+
+    async def _refuse(self, identity: str, refusal: RpcRefusal) -> None:
         try:
             await self._send_message(encode_refusal(identity, refusal))
         except anyio.BrokenResourceError:
@@ -154,14 +194,19 @@ class Mux:
         # Every call is answered, this one too when it is cancelled: a thread of the box may wait for it for ever.
         message = encode_refusal(call.id, RpcRefusal("cell_over", "the cell that made this call is over"))
         try:
-            with scope:
-                message = await self._handled(call)
+            try:
+                with scope:
+                    message = await self._handled(call)
+            finally:
+                # Before its answer is sent: with it, the box counts on the place and the room of this call.
+                del call
+                self._handling -= 1
+                self._bytes_under_way -= size
             await self._send_message(message)
         except anyio.BrokenResourceError:
             pass  # the reader learns of it too
         finally:
             self._calls.discard(scope)
-            self._bytes_under_way -= size
 
     async def _handled(self, call: RpcCall) -> bytes:
         try:
@@ -175,8 +220,9 @@ class Mux:
 
     def _fitting(self, message: bytes) -> bytes:
         # The box would take a longer one for an attack on itself, and hear no answer from then on.
-        if len(message) > self._max_message:
-            raise ValueError(f"a reply of {len(message):,} bytes, and at most {self._max_message:,} can be sent")
+        most = self._max_message + wire.MAX_HEAD
+        if len(message) > most:
+            raise ValueError(f"a reply of {len(message):,} bytes, and at most {most:,} can be sent")
         return message
 
     async def _send_message(self, message: bytes) -> None:

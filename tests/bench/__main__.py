@@ -110,7 +110,8 @@ async def transfers(engine: Engine, samples: int) -> list[Row]:
         # What opening takes with a text of four characters is not the transfer's.
         extra = await _opened(engine, text) - statistics.median(small)
         into.append(size / 1e6 / (extra / 1000))
-    async with Sandbox.open(policies.base(), "text", rpc=_echo, engine=engine) as box:
+    large = policies.base().override(["limits.answer_mb=64"])
+    async with Sandbox.open(large, "text", rpc=_echo, engine=engine) as box:
         await box.execute("answer = 'x' * 50_000_000")
         out = [50.0 / (await timed(lambda: box.execute("FINAL(answer)")) / 1000) for _ in range(samples)]
     return [

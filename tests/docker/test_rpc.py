@@ -132,7 +132,7 @@ answers == [str(n) for n in range(500)]
 
     async def test_a_prompt_and_an_answer_of_megabytes_travel_whole(self, engine: Engine) -> None:
         async with box(engine, rpc=Desk()) as opened:
-            assert await value(opened, "text = 'é' * 5_000_000; llm_query(text) == text")
+            assert await value(opened, "text = 'é' * 4_000_000; llm_query(text) == text")
 
     async def test_a_prompt_beyond_the_limit_is_refused_in_the_box(self, engine: Engine) -> None:
         desk = Desk()

@@ -101,7 +101,7 @@ def test_a_run_survives_every_passing_fault_of_the_provider_and_its_bill_is_the_
 
 
 def test_final_of_fifty_megabytes_comes_out_whole(answer: Answer) -> None:
-    result, _ = answer(Script(code("Final = 'abcde' * 10_000_000")))
+    result, _ = answer(Script(code("Final = 'abcde' * 10_000_000")), set=["limits.answer_mb=64"])
     assert result.status == "answered"
     assert result.answer == "abcde" * 10_000_000
 

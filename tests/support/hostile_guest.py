@@ -6,21 +6,38 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
+from orchestrator import interpreter
+from orchestrator.broker import Broker
+from orchestrator.errors import ConfigurationError
+from orchestrator.events import Recorder
+from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.kernel.client import KernelClient
+from orchestrator.ledger import Scope
+from orchestrator.models.base import Model
+from orchestrator.models.prices import PriceTable
+from orchestrator.policy import Policy
+from orchestrator.sandbox.attach import AttachStream
+from orchestrator.sandbox.container import Container
 from orchestrator.transport.mux import Mux, refuse_everything
-from orchestrator.transport.rpc import RpcHandler
+from orchestrator.transport.rpc import BodyLimit, RpcHandler
 from orchestrator.transport.streams import ByteStream, MemoryByteStream, memory_pair
 from sandbox_image import wire
 from sandbox_image.wire import Channel, Frame, Kind
+from tests.support.fakes import FakeModel, MemoryJournal
 
 MAX_FRAME = 1 << 16
 MAX_MESSAGE = 1 << 18
 OUTPUT = 1000
 WINDOW = 4
+LIMITS = {
+    "llm_query": BodyLimit(MAX_MESSAGE, "prompt_too_large"),
+    "rlm_query": BodyLimit(MAX_MESSAGE, "context_too_large"),
+    "final": BodyLimit(MAX_MESSAGE, "answer_too_large"),
+}
 DELIMITER = b"<IDS|MSG>"
 TO_BOX = frozenset(kind for kind in Kind if kind < Kind.HELLO)
 
@@ -60,7 +77,7 @@ class HostileGuest:
         parts = [json.dumps(part).encode() for part in (header, {"msg_id": parent}, {}, content)]
         await self.send(Kind.KERNEL, wire.pack_parts(channel, [DELIMITER, b"", *parts]))
 
-    async def reply(self, parent: str, kind: str = "execute_reply", **content: Any) -> None:
+    async def reply(self, parent: str, kind: str = "execute_reply", /, **content: Any) -> None:
         """Answer the request ``parent``."""
         await self.message(kind, {"status": "ok", **content}, parent, Channel.SHELL)
 
@@ -147,7 +164,7 @@ async def served(
         await mux.send(kind, payload)
 
     client = KernelClient(send, OUTPUT)
-    mux = Mux(stream, client, handler, max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW)
+    mux = Mux(stream, client, handler, max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW, limits=LIMITS)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(mux.run)
         yield client, mux
@@ -164,5 +181,59 @@ async def faced(
     try:
         async with served(host_end, handler) as (client, mux):
             yield client, mux, guest
+    finally:
+        await guest.hang_up()
+
+
+class Desk:
+    """The broker of a run and what it wrote down, over a model of this process.
+
+    Attributes:
+        model: answers sub-calls.
+        journal: what was recorded.
+        scope: what was spent.
+        broker: the real one.
+    """
+
+    def __init__(self, policy: Policy, model: FakeModel | None = None) -> None:
+        self.model = model or FakeModel()
+        self.journal = MemoryJournal()
+        self.scope = Scope.root(policy.budget)
+        self.broker = Broker(
+            scope=self.scope,
+            policy=policy,
+            sub_model=self.model,
+            open_named=_no_named_model,
+            prices=PriceTable.load(),
+            recorder=Recorder("r", None, (self.journal,)),
+            limiter=anyio.CapacityLimiter(policy.models.in_flight),
+            child=None,
+        )
+
+
+def _no_named_model(name: str) -> Model:
+    raise ConfigurationError(f"no model {name}")
+
+
+@asynccontextmanager
+async def hosted(
+    *settings: str, model: FakeModel | None = None, bytewise: bool = False
+) -> AsyncIterator[tuple[Sandbox, HostileGuest, Desk]]:
+    """Open a box as the orchestrator does, broker and all, but a hostile guest holds the container's end."""
+    policy = Policy().override(["models.in_flight=2", *settings])
+    host_end, box_end = memory_pair()
+    guest, desk = HostileGuest(box_end, bytewise=bytewise), Desk(policy, model)
+    container = Container("attacker", cast("AttachStream", host_end))
+    try:
+        async with (
+            anyio.create_task_group() as tasks,
+            interpreter._served(container, policy, desk.broker) as (client, mux),
+        ):
+            tasks.start_soon(guest.greet)
+            with anyio.fail_after(10):
+                await client.hello()
+                await client.handshake()
+            yield Sandbox(client, mux, policy, BoxInfo("attacker", "", "", {}, 0.0)), guest, desk
+            tasks.cancel_scope.cancel()
     finally:
         await guest.hang_up()

@@ -177,6 +177,13 @@ def test_the_journal_of_a_run_is_named_in_its_result(tmp_path: Path) -> None:
     }
 
 
+def test_the_representation_of_a_result_is_short_however_long_its_answer() -> None:
+    result = Result("answered", "begin" + "x" * 10_000_000 + "end", "", {"calls": 1}, None, 1)
+    assert repr(result).startswith("Result(status='answered', answer='beginxxx")
+    assert len(repr(result)) < 2000
+    assert "answer=None" in repr(Result("failed", None, "no", {}, None, 0))
+
+
 def test_a_failed_result_names_the_type_of_its_error_and_an_interrupted_one_none() -> None:
     failed = Result("failed", None, "no", {}, None, 0, ModelRequestError("no"), "r")
     assert failed.to_dict()["error"] == "ModelRequestError"

@@ -262,7 +262,7 @@ class TestBudgets:
         await bench.ask()
         result = (await bench.call("budget")).result
         assert result["calls"] == 6
-        assert set(result) == set(Budget.model_fields)
+        assert set(result) == set(Budget.model_fields) - {"journal_mb"}  # which is the host's affair
         assert all(type(value) in (int, float) for value in result.values())
 
     async def test_after_the_deadline_no_call_leaves(self) -> None:

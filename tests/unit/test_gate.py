@@ -154,8 +154,22 @@ class TestCells:
         assert gate.iopub([b"kernel.status", *message("status", {"execution_state": "idle"})]) is None
         assert gate.idle
 
-    def test_messages_beyond_the_allowance_are_dropped_and_counted(self) -> None:
+    @pytest.mark.parametrize("kind", ["display_data", "execute_result", "error"])
+    def test_many_messages_of_a_kind_share_one_allowance_and_starve_no_other(self, kind: str) -> None:
         gate = opened()
+        large = {"data": {"text/plain": "x" * LIMIT}, "ename": "E", "evalue": "x" * LIMIT, "traceback": ["y" * LIMIT]}
+        left = [gate.iopub(message(kind, large)) for _ in range(20)]
+        shown = [json.loads(parts[5]) for parts in left if parts is not None]
+        assert 0 < len(json.dumps(shown)) < 2 * (LIMIT + MARK) + 500
+        for other in {"display_data", "execute_result", "error"} - {kind}:
+            assert gate.iopub(message(other, large)) is not None
+        assert stream(gate, "heard") == "heard"
+        facts = gate.close()
+        assert facts is not None
+        assert facts["dropped"] >= 15
+
+    def test_messages_beyond_the_allowance_are_dropped_and_counted(self) -> None:
+        gate = opened(limit=gates.MAX_MESSAGES)
         shown = message("display_data", {"data": {"text/plain": "x"}})
         assert all(gate.iopub(shown) is not None for _ in range(gates.MAX_MESSAGES))
         assert gate.iopub(shown) is None

@@ -127,6 +127,21 @@ class TestCalls:
         prompt = "é" * (MAX_MESSAGE // 2)
         assert api.llm_query(prompt) == prompt
 
+    def test_no_more_text_is_under_way_than_the_host_accepts_at_once(self, host: FakeHost, api: GuestApi) -> None:
+        most = 0
+
+        def answer(_head: dict[str, Any], body: str) -> Answer:
+            nonlocal most
+            with host._lock:
+                most = max(most, host.under_way)
+            return {"result": {}}, body[:1]
+
+        host.answer = answer
+        with ThreadPoolExecutor(WINDOW) as pool:
+            prompts = [str(number) * (MAX_MESSAGE // 2 + 1) for number in range(WINDOW)]
+            assert list(pool.map(api.llm_query, prompts)) == [str(number) for number in range(WINDOW)]
+        assert most == 1
+
     def test_lone_surrogates_become_question_marks(self, api: GuestApi) -> None:
         assert api.llm_query("a\ud800b") == "a?b"
 

@@ -41,7 +41,7 @@ async def never_sends(kind: Kind, payload: bytes) -> None:
 
 def idle_box() -> Sandbox:
     client = KernelClient(never_sends, 1000)
-    mux = Mux(NoStream(), client, refuse_everything, max_frame=1000, max_message=1000, window=1)
+    mux = Mux(NoStream(), client, refuse_everything, max_frame=1000, max_message=1000, window=1, limits={})
     return Sandbox(client, mux, Policy(), BoxInfo("box", "image", "runtime", {}, 0.0))
 
 

@@ -10,6 +10,7 @@ import resource
 import stat
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,30 @@ def test_an_event_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.undo()
     assert len(written) == 1
     assert written[0].count(b"\n") == 3
+
+
+@pytest.mark.parametrize("unit", ["x", "\x7f", "\u200b", "a\U0001f600"], ids=["text", "DEL", "zero width", "wide"])
+def test_a_text_of_megabytes_goes_out_in_pieces_and_is_never_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    text, sizes, real = unit * (3_000_000 // len(unit)), [], os.write
+
+    def spy(descriptor: int, data: bytes) -> int:
+        sizes.append(len(data))
+        return real(descriptor, data)
+
+    tracemalloc.start()
+    try:
+        with JournalWriter.create(tmp_path, "r1") as writer:
+            monkeypatch.setattr(os, "write", spy)
+            Recorder("r1", None, (writer,)).emit(final(text))
+            monkeypatch.undo()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert max(sizes) < 4_000_000
+    assert peak < 8_000_000
+    assert [record.fields["answer"] == text for record in read(writer.path)] == [True]
 
 
 def test_file_and_folder_are_the_owners_alone(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class TestCells:
             for _ in range(12):
                 await guest.print("x", "0" * 32)
 
-        result = await outcome(flood)
+        result = await outcome(flood, timeout_s=3)
         assert result.status == "protocol_error"
 
     @pytest.mark.parametrize(
@@ -203,13 +203,13 @@ class TestCells:
         ids=str,
     )
     async def test_how_a_kernel_died_is_told(self, facts: dict[str, Any], status: str, words: str) -> None:
-        result = await outcome(lambda guest, _: guest.died(**facts))
+        result = await outcome(lambda guest, _: guest.died(**facts), timeout_s=3)
         assert (result.status, result.state_lost) == (status, True)
         assert words in result.detail
 
     async def test_the_end_of_the_stream_is_a_death_and_the_end_of_the_box(self) -> None:
         async with ready() as (client, guest):
-            result = await cell(client, guest, lambda guest, _: guest.hang_up())
+            result = await cell(client, guest, lambda guest, _: guest.hang_up(), 3)
             assert (result.status, result.state_lost, client.gone) == ("died", True, True)
             with pytest.raises(SandboxGoneError):
                 await client.execute("1", TIMEOUT, START)
@@ -351,7 +351,7 @@ class TestForgery:
     )
     async def test_a_malformed_message_ends_cell_and_box(self, payload: bytes) -> None:
         async with ready() as (client, guest):
-            result = await cell(client, guest, lambda guest, _: guest.send(Kind.KERNEL, payload))
+            result = await cell(client, guest, lambda guest, _: guest.send(Kind.KERNEL, payload), 3)
             assert (result.status, result.state_lost, client.gone) == ("protocol_error", True, True)
 
     @pytest.mark.parametrize(
@@ -366,7 +366,8 @@ class TestForgery:
         ids=str,
     )
     async def test_a_reply_of_another_shape_ends_cell_and_box(self, content: Any) -> None:
-        result = await outcome(lambda guest, request: guest.message("execute_reply", content, request, Channel.SHELL))
+        attack: Behaviour = lambda guest, request: guest.message("execute_reply", content, request, Channel.SHELL)  # noqa: E731
+        result = await outcome(attack, timeout_s=3)
         assert result.status == "protocol_error"
 
     @pytest.mark.parametrize(
@@ -382,7 +383,7 @@ class TestForgery:
     @pytest.mark.parametrize("kind", [Kind.CUT, Kind.DIED, Kind.FAULT, Kind.READY, Kind.HELLO])
     @pytest.mark.parametrize("payload", [b"", b"[]", b"{", b'{"a":Infinity}', b'{"a":1e999}', b"\xff"], ids=str)
     async def test_facts_that_are_none_end_cell_and_box(self, kind: Kind, payload: bytes) -> None:
-        assert (await outcome(lambda guest, _: guest.send(kind, payload))).status == "protocol_error"
+        assert (await outcome(lambda guest, _: guest.send(kind, payload), timeout_s=3)).status == "protocol_error"
 
     async def test_a_cut_of_another_cell_is_ignored(self) -> None:
         async def cuts(guest: HostileGuest, request: str) -> None:
@@ -473,6 +474,23 @@ class TestLadder:
             with anyio.fail_after(BOUND):
                 result = await client.execute("x" * 100, TIMEOUT, START)
             assert (result.status, result.state_lost, client.gone) == ("timeout", True, True)
+
+
+@pytest.mark.parametrize(
+    "kind", ["execute_reply", "kernel_info_reply", "object_info_reply", "complete_reply", "status"]
+)
+@pytest.mark.parametrize("version", ["4.1", "3", "", "x", "-1", 4, None, [5], "9" * 5000])
+@pytest.mark.parametrize(
+    "content", [{}, {"status": "ok"}, [], {"protocol_version": 1, "language": {}, "matches": 1}], ids=str
+)
+async def test_a_message_of_another_version_is_read_or_refused(kind: str, version: Any, content: Any) -> None:
+    async def forged(guest: HostileGuest, request: str) -> None:
+        header = {"msg_id": "m", "msg_type": kind, "version": version, "date": "2026-13-45T99:99:99Z"}
+        parts = [json.dumps(part).encode() for part in (header, {"msg_id": request}, {"date": "x"}, content)]
+        await guest.send(Kind.KERNEL, wire.pack_parts(Channel.SHELL, [DELIMITER, b"", *parts]))
+        await guest.reply(request)
+
+    assert (await outcome(forged, timeout_s=3)).status in ("ok", "error", "protocol_error")
 
 
 json_values = st.recursive(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 from orchestrator.transport.streams import memory_pair
 from sandbox_image import wire
 from sandbox_image.wire import Frame, Kind
-from tests.support.hostile_guest import MAX_FRAME, MAX_MESSAGE, WINDOW, HostileGuest, StuckStream, faced
+from tests.support.hostile_guest import LIMITS, MAX_FRAME, MAX_MESSAGE, WINDOW, HostileGuest, StuckStream, faced
 
 pytestmark = pytest.mark.anyio
 
@@ -109,7 +110,7 @@ class TestCalls:
             None,
             RpcReply({"a": object()}),
             RpcReply(body=b"x"),  # type: ignore[arg-type]
-            RpcReply(body="x" * MAX_MESSAGE),
+            RpcReply(body="x" * (MAX_MESSAGE + wire.MAX_HEAD)),
             RpcRefusal("reason", "words", limit=object()),  # type: ignore[arg-type]
         ],
         ids=["raises", "breaks", "none", "not JSON", "bytes", "too large", "refuses badly"],
@@ -161,6 +162,21 @@ class TestCalls:
             await guest.call("llm_query", "x" * wire.MAX_HEAD)
             head, _ = next(iter((await answers(guest, 1)).values()))
             assert "result" in head
+
+    async def test_answers_that_wait_to_be_sent_take_no_room_and_are_bounded_in_number(self) -> None:
+        desk = open_desk()
+        async with faced(desk) as (_, mux, guest):
+            await mux._write_lock.acquire()
+            for number in range(3 * WINDOW):
+                await guest.call("llm_query", f"{number % 10}" * (MAX_MESSAGE if number < 2 else 1))
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+            await anyio.wait_all_tasks_blocked()
+            assert len(desk.calls) == WINDOW
+            mux._write_lock.release()
+            found = await answers(guest, 3 * WINDOW)
+            assert sum("error" in head for head, _ in found.values()) == 2 * WINDOW
 
     async def test_concurrent_answers_do_not_mix(self) -> None:
         async with faced(open_desk()) as (_, _, guest):
@@ -250,7 +266,15 @@ class TestViolations:
 
         async def feed() -> None:
             host, box = memory_pair()
-            mux = Mux(host, Ears(), refuse_everything, max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW)
+            mux = Mux(
+                host,
+                Ears(),
+                refuse_everything,
+                max_frame=MAX_FRAME,
+                max_message=MAX_MESSAGE,
+                window=WINDOW,
+                limits=LIMITS,
+            )
             for piece in (data[:at], data[at:]):
                 await box.send(piece or wire.encode(Kind.READY))
             await box.aclose()
@@ -258,6 +282,57 @@ class TestViolations:
 
         anyio.run(feed)
         assert len(told) == 1
+
+
+@pytest.fixture
+def stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muxes, "STALL_S", 0.05)
+
+
+@pytest.mark.usefixtures("stall")
+class TestStalls:
+    """Silence in the middle of something is no silence between cells."""
+
+    @pytest.mark.parametrize("begun", [b"\0", wire.HEADER.pack(100, Kind.READY), wire.encode(Kind.RPC, b"\x01x")[:-1]])
+    async def test_a_frame_that_does_not_end_ends_the_box(self, begun: bytes) -> None:
+        async with faced() as (client, _, guest):
+            await guest.raw(begun)
+            with anyio.fail_after(BOUND), pytest.raises(EOFError):
+                await guest.receive()
+            await anyio.wait_all_tasks_blocked()
+            assert client.gone
+            assert "did not end within" in client._violation
+
+    async def test_bytes_that_trickle_do_not_move_its_end(self) -> None:
+        async with faced() as (client, _, guest):
+            with anyio.fail_after(BOUND):
+                await guest.raw(wire.HEADER.pack(60_000, Kind.KERNEL))
+                while not client.gone:
+                    await guest.raw(b"x")
+                    await anyio.sleep(0.01)
+
+    async def test_a_call_that_does_not_end_is_let_go_of_and_refused_should_it_end(self) -> None:
+        async with faced(open_desk()) as (client, mux, guest):
+            message = wire.pack_message({"id": "0" * 32, "method": "final"}, b"begun")
+            await guest.raw(wire.encode(Kind.RPC, b"\x00" + message))
+            with anyio.fail_after(BOUND):
+                while not mux._inbox._seen or mux._inbox.partial:
+                    await anyio.lowlevel.checkpoint()
+            assert mux._inbox.buffered == 0
+            await guest.raw(wire.encode(Kind.RPC, b"\x01 and ended"))
+            head, _ = (await answers(guest, 1))["0" * 32]
+            assert head["error"]["reason"] == "stalled"  # type: ignore[index]
+            identity = await guest.call("llm_query", "the next")
+            assert (await answers(guest, 1))[identity][1] == "the next"
+            assert not client.gone
+
+    async def test_silence_between_frames_and_slow_calls_that_move_are_no_stall(self) -> None:
+        async with faced(open_desk()) as (client, _, guest):
+            for _ in range(3):
+                await anyio.sleep(3 * muxes.STALL_S)
+                identity = await guest.call("llm_query", "x")
+                assert (await answers(guest, 1))[identity][1] == "x"
+            assert not client.gone
 
 
 class TestEnding:
@@ -269,7 +344,9 @@ class TestEnding:
 
             def closed(self, violation: str) -> None: ...
 
-        mux = Mux(stream, Ears(), open_desk(), max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW)
+        mux = Mux(
+            stream, Ears(), open_desk(), max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW, limits=LIMITS
+        )
         message = wire.pack_message({"id": "0" * 32, "method": "budget"}, b"")
         with anyio.fail_after(BOUND):
             async with anyio.create_task_group() as tasks:
@@ -302,7 +379,9 @@ class TestEnding:
             def closed(self, violation: str) -> None:
                 told.append(violation)
 
-        mux = Mux(HalfStuck(), Ears(), open_desk(), max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW)
+        mux = Mux(
+            HalfStuck(), Ears(), open_desk(), max_frame=MAX_FRAME, max_message=MAX_MESSAGE, window=WINDOW, limits=LIMITS
+        )
         with anyio.fail_after(BOUND):
             await mux.run()
         assert len(told) == 1

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.kernel import outputs
 from orchestrator.kernel.outputs import SLACK, CellFold
 from orchestrator.kernel.result import CellError
 from sandbox_image.wire import WireError
@@ -155,3 +156,24 @@ class TestReply:
     def test_facts_of_another_shape_are_a_violation(self, facts: dict[str, Any]) -> None:
         with pytest.raises(WireError):
             fold().cut(facts)
+
+
+@pytest.mark.parametrize("kind", ["stream", "display_data", "execute_result", "error", "status"])
+def test_messages_without_end_are_a_violation_and_not_work_without_end(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "MAX_MESSAGES", 50)
+    content = {"name": "stdout", "text": "", "data": {}, "ename": "", "evalue": "", "traceback": []}
+    fold = CellFold(LIMIT)
+    for _ in range(50):
+        fold.message(kind, content)
+    with pytest.raises(WireError, match="without end"):
+        fold.message(kind, content)
+
+
+def test_text_without_end_is_a_violation_too() -> None:
+    fold, content = CellFold(LIMIT), {"name": "stderr", "text": "x" * 10 * LIMIT}
+    for _ in range(outputs.MAX_TEXT // 10):
+        fold.message("stream", content)
+    with pytest.raises(WireError, match="without end"):
+        fold.message("stream", content)

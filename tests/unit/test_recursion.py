@@ -497,3 +497,35 @@ async def test_the_scope_of_a_run_is_closed_with_it() -> None:
     await run.complete()
     with pytest.raises((RuntimeError, LimitExceededError)):
         run.scope.child(run.policy.budget)
+
+
+def hoards(prompts: int, reasons: list[str]) -> CellBody:
+    """Return the body of a cell that asks, with ever new prompts of a megabyte, a provider that refuses each."""
+
+    async def body(box: FakeBox) -> None:
+        for number in range(prompts):
+            try:
+                await box.call("llm_query", f"{number:06}" + "x" * 1_000_000)
+            except RpcRefusal as refusal:
+                reasons.append(refusal.reason)
+
+    return body
+
+
+@pytest.mark.parametrize("bound", [True, False])
+async def test_prompts_that_cost_no_token_do_not_fill_the_disk(tmp_path: Path, *, bound: bool) -> None:
+    reasons: list[str] = []
+    settings = [f"budget.journal_mb={4 if bound else 1000}"]
+    run = make(cells=[[hoards(30, reasons)]], settings=settings, directory=tmp_path)
+    run.tree.backing.sub_model._default = ModelRequestError("too long for me")  # type: ignore[attr-defined]
+    result = await run.complete()
+    (path,) = files(tmp_path)
+    if not bound:
+        assert path.stat().st_size > 30_000_000
+        return
+    assert (result.status, result.reason) == ("limit", "journal_mb")
+    assert set(reasons) == {"model_request", "journal_mb"}
+    assert path.stat().st_size < (5 << 20) + 100_000
+    records = list(journal.read(path))
+    assert records[-1].kind == "run_finished"
+    assert [record.fields["reason"] for record in records if record.kind == "limit_reached"] == ["journal_mb"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -248,3 +252,37 @@ async def test_a_refusal_shows_that_the_provider_is_up_and_a_cancelled_attempt_s
     late = Call(FakeModel(hangs=True), circuits=circuits, seconds=0.01)
     await late.fail()
     assert late.changes == []
+
+
+class Told:
+    """What hears of retries, and stands here for all a request holds."""
+
+    def __call__(self, failed: retry.Retry) -> None:
+        """Nothing is done about it."""
+
+
+@pytest.mark.parametrize("ends", ["answered", "refused", "unavailable", "cancelled"])
+async def test_nothing_of_a_request_outlives_it_even_until_the_next_collection(ends: str) -> None:
+    failures: dict[str, list[Exception]] = {"refused": [ModelRequestError("no")], "unavailable": [*unavailable(2)]}
+    model = FakeModel(failures.pop(ends, []), hangs=ends == "cancelled")
+
+    async def ask() -> weakref.ref[Told]:
+        told = Told()
+        policy = retry.RetryPolicy(attempts=2)
+        with suppress(ModelError), anyio.move_on_after(0.05):
+            await retry.complete(model, ASK, deadline=math.inf, on_retry=told, policy=policy, sleep=no_sleep)
+        model.failures = ()  # which hold where they were raised
+        return weakref.ref(told)
+
+    async def no_sleep(_seconds: float) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    gc.collect()
+    gc.disable()
+    try:
+        held = await ask()
+        for _ in range(5):  # a cancelled wait is forgotten in the next step of the event loop
+            await anyio.lowlevel.checkpoint()
+        assert held() is None
+    finally:
+        gc.enable()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.text import counted, cut_to_bytes, head_and_tail, json_text, one_line, printable, size
+from orchestrator import text as texts
+from orchestrator.text import counted, cut_to_bytes, head_and_tail, json_string, json_text, one_line, printable, size
 
 anything = st.text(st.characters(exclude_categories=())) | st.text("\x1b\x9b\x9d\x9c\x07[]\\PX^_;0m a\n\r\ud800é\u202e")
 
@@ -142,6 +143,30 @@ def test_json_means_the_value_and_shows_as_it_is(value: object) -> None:
 def test_json_for_people_is_indented_and_for_files_is_not() -> None:
     assert json_text({"a": [1, "é"]}) == '{"a":[1,"é"]}'
     assert json_text({"a": 1}, indent=2) == '{\n  "a": 1\n}'
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["\u200b", "a\u200b", "\x7f", "".join(map(chr, range(0xE0000, 0xE1000)))],
+    ids=["zero width", "every other", "DEL", "tags"],
+)
+def test_json_of_nothing_but_escapes_keeps_nobody_waiting(unit: str) -> None:
+    text = unit * (5_000_000 // len(unit))
+    began = time.process_time()
+    written = json_text(text)
+    # It takes up to half a second here, and took over three when each escape was a call.
+    assert time.process_time() - began < 3
+    assert json.loads(written) == text
+    assert "".join(json_string(text)) == written
+
+
+@given(anything)
+def test_json_in_pieces_is_the_same_json(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(texts, "_PIECE", 3)
+        patched.setattr(texts, "_MANY", 1)
+        pieces = "".join(json_string(text))
+    assert pieces == json_text(text)
 
 
 def test_json_refuses_numbers_that_json_does_not_have() -> None:

@@ -218,6 +218,9 @@ class TestJson:
             "[" * 40 + "]" * 40,
             "[" * 20_000 + "]" * 20_000,
             '{"a":' * 20_000 + "1" + "}" * 20_000,
+            "[" + "[]," * 10_000 + "[]]",
+            '["' + '\\"' * 10_000 + '",' + "{}," * 10_000 + "{}]",
+            '"' + '\\"' * 1_000_000 + "," * 20_000,
             "",
             "{",
             "[1,]",
@@ -231,6 +234,10 @@ class TestJson:
     def test_what_a_strict_reader_refuses_is_refused(self, text: str | bytes) -> None:
         with pytest.raises(WireError):
             wire.loads(text)
+
+    def test_texts_are_one_value_however_they_look(self) -> None:
+        text = '[],{}"' * 20_000
+        assert wire.loads(json.dumps([text, "\\" * 9])) == [text, "\\" * 9]
 
     def test_nesting_to_the_limit_is_accepted_and_brackets_in_texts_are_no_nesting(self) -> None:
         deep = "[" * (wire.MAX_DEPTH - 1) + "1" + "]" * (wire.MAX_DEPTH - 1)
