@@ -105,6 +105,8 @@ def empty(folder: str) -> None:
     What lies in a subfolder is moved up before the subfolder goes, so neither a depth that no path or descriptor limit
     reaches nor permissions can save it. Ends when a round removes nothing more.
     """
+    with suppress(OSError):  # one that is not ours, such as /dev/shm, nobody else in the box could close to us either
+        os.chmod(folder, 0o700)  # noqa: PTH101
     removed = True
     while removed:
         removed = False

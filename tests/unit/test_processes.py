@@ -40,6 +40,14 @@ class TestEmpty:
         assert list(inside.iterdir()) == []
         assert (outside / "kept" / "file").exists()
 
+    def test_a_folder_that_nobody_may_list_is_emptied_all_the_same(self, tmp_path: Path) -> None:
+        folder = tmp_path / "scratch"
+        folder.mkdir()
+        (folder / "planted.py").write_text("x", "ascii")
+        folder.chmod(0o300)
+        processes.empty(str(folder))
+        assert (folder.stat().st_mode & 0o777, list(folder.iterdir())) == (0o700, [])
+
     def test_no_depth_is_too_deep(self, tmp_path: Path) -> None:
         here = os.open(tmp_path, os.O_RDONLY)
         deepest = here
