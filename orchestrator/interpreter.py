@@ -253,6 +253,7 @@ async def _engine(engine: Engine | None) -> AsyncIterator[Engine]:
 async def _box(engine: Engine, policy: Policy) -> AsyncIterator[tuple[Container, hardening.Wanted]]:
     found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
     seccomp = effective.seccomp()
+    policy = containers.with_own_user(policy)
     config = hardening.container_config(policy, found.id, seccomp, containers.labels(policy.budget.wall_s))
     async with containers.started(engine, config) as container:
         yield container, hardening.Wanted(policy, found.id, seccomp, namespaces.host())

@@ -98,7 +98,8 @@ class SandboxSettings(_Table):
     Attributes:
         runtime: OCI runtime the engine is asked for: ``runc``, ``runsc``, or another it knows; empty for its default.
         image: image id or reference to use; empty for the one built from these sources.
-        user: numeric ``uid:gid`` the box runs as; never 0.
+        user: numeric ``uid:gid`` the box runs as; never 0. The uid is the first of those boxes have.
+        uids: how many uids boxes are spread over, in turn; Linux counts some things by user, for all its boxes.
         user_namespace: whether a box that is in no user namespace is refused; the engine makes them, not we.
         freeze_between_cells: whether everything in the box but its supervisor is stopped while no cell is open.
         allow_subprocess: whether a cell may start programs and fork; threads it may always.
@@ -107,6 +108,7 @@ class SandboxSettings(_Table):
     runtime: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
     image: Annotated[str, Field(max_length=255)] = ""
     user: Annotated[str, Field(pattern=r"^[1-9][0-9]{2,8}:[1-9][0-9]{2,8}$")] = "64000:64000"
+    uids: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     user_namespace: bool = False
     freeze_between_cells: bool = False
     allow_subprocess: bool = True

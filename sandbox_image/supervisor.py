@@ -246,6 +246,7 @@ class Supervisor:
         environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": SCRATCH,
+            "USER": "box",  # a uid of the box's own has no line in /etc/passwd
             "TMPDIR": SCRATCH,
             "LANG": "C.UTF-8",
             "TZ": "UTC",

@@ -7,6 +7,7 @@ when its owner's connection closes (so 0.1 s after ``kill -9``); it carries labe
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import time
@@ -20,6 +21,7 @@ import anyio
 from anyio import to_thread
 
 from orchestrator.errors import EngineUnavailableError
+from orchestrator.policy import Policy
 from orchestrator.sandbox import leftovers
 from orchestrator.sandbox.attach import AttachStream
 from orchestrator.sandbox.engine import ContainerInfo, Engine
@@ -31,6 +33,8 @@ LEASE_SLACK_S = 600
 # A container goes in 0.1 s; on a machine that is full of work it has taken 3 s.
 END_TIMEOUT_S = 10
 REMOVE_TIMEOUT_S = 15
+# Begun anywhere, so that the boxes of two orchestrators seldom have the same.
+_uids = itertools.count(secrets.randbelow(1 << 20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,17 @@ class Container:
 
     id: str
     stream: AttachStream
+
+
+def with_own_user(policy: Policy) -> Policy:
+    """Return the policy of one box: that of the run, with a uid that no other box of this process has just now.
+
+    Linux counts by user, whatever the container, the pages of pipes and the descriptors in flight between sockets
+    (pipe(7), unix(7)), and more: what one box uses up is used up for every box of its uid.
+    """
+    first, _, gid = policy.sandbox.user.partition(":")
+    uid = int(first) + next(_uids) % policy.sandbox.uids
+    return policy.model_copy(update={"sandbox": policy.sandbox.model_copy(update={"user": f"{uid}:{gid}"})})
 
 
 def labels(lease_s: float) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from orchestrator.sandbox import readback
 from orchestrator.sandbox.hardening import (
+    CORE_BYTES,
     CPU_PERIOD_US,
     ENTRYPOINT,
     HOSTNAME,
@@ -87,9 +88,9 @@ CONTROLS: tuple[Control, ...] = (
     ),
     Control(
         id="H6",
-        what="not root, in the box or outside of it",
-        sets="`User`: the policy's `sandbox.user`, numeric",
-        stops="damage from a partial escape",
+        what="not root, in the box or outside of it, and a uid of its own",
+        sets="`User`: numeric, one of the policy's `sandbox.uids` that begin with `sandbox.user`",
+        stops="damage from a partial escape; using up what Linux counts by user",
         engine=lambda record, wanted: record["Config"]["User"] == wanted.policy.sandbox.user,
         inside=readback.not_root,
     ),
@@ -212,12 +213,12 @@ CONTROLS: tuple[Control, ...] = (
     ),
     Control(
         id="H18b",
-        what="no core dumps",
-        sets="`Ulimits` core 0",
-        stops="files on the host, and programs it starts for them (`core_pattern`)",
+        what="no core dumps, neither to a file nor to the host's crash handler",
+        sets="`Ulimits` core 1, of which seccomp's `prlimit64` lets no cell make a 0",
+        stops="files on the host, and programs it starts as root for them under any limit but 1 (`core_pattern`)",
         cis=("5.19",),
-        engine=readback.ulimit("core", lambda _: 0),
-        inside=readback.limit("Max core file size", lambda _: 0),
+        engine=readback.ulimit("core", lambda _: CORE_BYTES),
+        inside=readback.limit("Max core file size", lambda _: CORE_BYTES),
     ),
     Control(
         id="H19",

@@ -28,11 +28,15 @@ RUN_DIR_INODES = 256
 # Below the kernel of the box, which sets itself to 1000, and above everything else on the host.
 OOM_SCORE_ADJ = 900
 CPU_PERIOD_US = 100_000
+# No core dump is as small, so no file is written; and where `core_pattern` is a pipe to the host's crash handler, which
+# Linux starts as root whatever the limit, the value 1 alone keeps it from doing so (core(5); do_coredump in
+# fs/coredump.c). The filter lets no code in the box set it to another.
+CORE_BYTES = 1
 MIB = 1 << 20
 # The engine's own list (that of Docker 28, whatever release it is), and what else of the kernel's files tells of the
 # host: its command line, symbols, disks, interrupts, memory and modules. A folder costs the start of a box a mount.
 _MASKED_IN_PROC = """
-    acpi asound buddyinfo cmdline config.gz consoles crypto diskstats interrupts iomem ioports kallsyms
+    acpi asound buddyinfo bus cmdline config.gz consoles crypto diskstats fs interrupts iomem ioports irq kallsyms
     kcore key-users keys kmsg kpagecgroup kpagecount kpageflags latency_stats locks modules mtrr
     pagetypeinfo partitions sched_debug scsi slabinfo softirqs swaps timer_list timer_stats vmallocinfo
     zoneinfo
@@ -41,7 +45,7 @@ MASKED_PATHS = (
     *(f"/proc/{name}" for name in _MASKED_IN_PROC.split()),
     *("/sys/devices", "/sys/firmware", "/sys/kernel", "/sys/module"),
 )
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+READONLY_PATHS = ("/proc/sys", "/proc/sysrq-trigger")
 
 Record = dict[str, Any]
 
@@ -124,7 +128,7 @@ def tmpfs(policy: Policy) -> dict[str, str]:
 
 def _ulimits(policy: Policy) -> list[Record]:
     files = policy.limits.open_files
-    limits = {"nofile": files, "core": 0, "memlock": 65536, "msgqueue": 0}
+    limits = {"nofile": files, "core": CORE_BYTES, "memlock": 65536, "msgqueue": 0}
     if gvisor.asked_for(policy.sandbox.runtime):
         limits["nproc"] = policy.limits.pids  # on Linux it would count all processes of the uid, whatever their box
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]

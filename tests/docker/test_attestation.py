@@ -66,13 +66,17 @@ def together(*changes: Weaken) -> Weaken:
     return weaken
 
 
+def of_another_group(config: Config) -> None:
+    config["User"] = config["User"].partition(":")[0] + ":1234"
+
+
 # What an engine can be asked for instead, and the controls that must say so.
 WEAKENED: dict[str, tuple[Weaken, set[str]]] = {
     "a capability": (host(CapAdd=["CHOWN"]), {"H3"}),
     "all capabilities": (host(CapDrop=[]), {"H3"}),
     # Without privileges no filter can be installed any more, so there is none here.
     "new privileges": (host(SecurityOpt=["seccomp=unconfined"]), {"H2", "H4", "H19"}),
-    "another group": (top(User="64000:1234"), {"H6"}),
+    "another group": (of_another_group, {"H6"}),
     "a writable root": (host(ReadonlyRootfs=False), {"H8", "H10"}),
     "executable scratch": (tmpfs("/tmp", "noexec", "exec"), {"H9"}),  # noqa: S108 - the box's
     "larger scratch": (tmpfs("/tmp", "size=8m", "size=64m"), {"H9"}),  # noqa: S108
@@ -90,6 +94,7 @@ WEAKENED: dict[str, tuple[Weaken, set[str]]] = {
     "another period": (host(CpuPeriod=50_000), {"H17"}),
     "more descriptors": (ulimit("nofile", 4096), {"H18a"}),
     "core dumps": (ulimit("core", 1 << 20), {"H18b"}),
+    "core dumps to a handler alone": (ulimit("core", 0), {"H18b"}),
     "no filter": (with_seccomp("unconfined"), {"H2", "H19"}),
     "the engine's filter": (with_seccomp(None), {"H2", "H19"}),
     "a filter that lets all pass": (with_seccomp('{"defaultAction":"SCMP_ACT_ALLOW"}'), {"H2", "H19"}),

@@ -184,3 +184,21 @@ FOREIGN = (
     (359, 0, 0),
     (425, 0, 0),
 )
+LIMITS = {
+    0: "CPU",
+    1: "FSIZE",
+    2: "DATA",
+    3: "STACK",
+    4: "CORE",
+    5: "RSS",
+    6: "NPROC",
+    7: "NOFILE",
+    8: "MEMLOCK",
+    9: "AS",
+    10: "LOCKS",
+    11: "SIGPENDING",
+    12: "MSGQUEUE",
+    13: "NICE",
+    14: "RTPRIO",
+    15: "RTTIME",
+}

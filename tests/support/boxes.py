@@ -74,7 +74,7 @@ def facts(policy: Policy | None = None) -> dict[str, Any]:
         "cgroup_path": "2:memory:/\n1:name=systemd:/\n",
         "limits": {
             "Max open files": [str(limits.open_files)] * 2,
-            "Max core file size": ["0", "0"],
+            "Max core file size": [str(hardening.CORE_BYTES)] * 2,
             "Max processes": ["31337", "31337"],
         },
         "interfaces": ["lo"],
@@ -131,7 +131,7 @@ def _under_gvisor(policy: Policy) -> dict[str, Any]:
         "cgroup_path": "",
         "limits": {
             "Max open files": [str(limits.open_files)] * 2,
-            "Max core file size": ["0", "0"],
+            "Max core file size": [str(hardening.CORE_BYTES)] * 2,
             "Max processes": [str(limits.pids)] * 2,
         },
         "kernel": "Linux version 4.4.0 #1 SMP Sun Jan 10 15:06:54 PST 2016\n",

@@ -14,6 +14,7 @@ import pytest
 from anyio import from_thread
 
 from orchestrator.errors import EngineUnavailableError
+from orchestrator.policy import Policy
 from orchestrator.sandbox import container as containers
 from orchestrator.sandbox.container import EXPIRES_LABEL, OWNER_LABEL, abandoned, started, sweep
 from orchestrator.sandbox.engine import ContainerInfo, Engine
@@ -195,3 +196,12 @@ class TestOwnership:
         }
         assert await sweep(engine(fake)) == ["orphan"]
         assert list(fake.present) == ["mine"]
+
+
+def test_boxes_have_uids_of_their_own_in_turn_and_nothing_else_of_the_policy_is_changed() -> None:
+    policy = Policy().override(["sandbox.uids=3", "sandbox.user='70000:70001'"])
+    found = [containers.with_own_user(policy) for _ in range(6)]
+    users = [one.sandbox.user for one in found]
+    assert sorted(users[:3]) == ["70000:70001", "70001:70001", "70002:70001"]
+    assert users[3:] == users[:3]
+    assert {one.override([f"sandbox.user='{policy.sandbox.user}'"]) for one in found} == {policy}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from orchestrator.policy import Policy, profiles
 from orchestrator.sandbox import hardening
 from orchestrator.sandbox.attestation import verify
 from orchestrator.sandbox.controls import CONTROLS
+from tests.escape import profile
 from tests.support.boxes import HOST, IMAGE, SECCOMP, config, facts, record, wanted
 
 Mutate = Callable[[dict[str, Any]], object]
@@ -360,12 +362,18 @@ class TestProfile:
         (clone3,) = self.rules("clone3")
         assert (clone3["action"], clone3["errnoRet"]) == ("SCMP_ACT_ERRNO", 38)
 
-    @pytest.mark.parametrize(
-        ("name", "indexes"), [("prlimit64", [0]), ("sched_setaffinity", [0]), ("setpriority", [0, 1])]
-    )
+    @pytest.mark.parametrize(("name", "indexes"), [("sched_setaffinity", [0]), ("setpriority", [0, 1])])
     def test_limits_and_priorities_of_other_processes_are_out_of_reach(self, name: str, indexes: list[int]) -> None:
         (rule,) = self.rules(name)
         assert rule["args"] == [{"index": index, "value": 0, "op": "SCMP_CMP_EQ"} for index in indexes]
+
+    def test_only_its_own_limits_are_a_processs_to_set_and_that_of_cores_is_not(self) -> None:
+        rules = self.rules("prlimit64")
+        assert all({"index": 0, "value": 0, "op": "SCMP_CMP_EQ"} in rule["args"] for rule in rules)
+        assert self.rules("setrlimit") == []
+        allowed = {limit for limit in range(64) if profile.verdict("prlimit64", [0, limit, 4096]) == "allowed"}
+        assert allowed == set(range(16)) - {resource.RLIMIT_CORE}
+        assert profile.verdict("prlimit64", [0, resource.RLIMIT_CORE, 0]) == "allowed"  # to read
 
     def test_every_rule_names_a_call_once_and_says_why(self) -> None:
         plain = [name for rule in self.PROFILE["syscalls"] if not rule.get("args") for name in rule["names"]]
