@@ -24,6 +24,7 @@ from orchestrator.policy import Policy
 from orchestrator.sandbox import gvisor, hardening, leftovers
 from orchestrator.sandbox.controls import CONTROLS
 from orchestrator.sandbox.engine import Engine
+from tests.escape.catalogue import case
 from tests.support.live import ATTEMPT, LADDER_S, TIMEOUT, outcome, value
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -89,12 +90,14 @@ def _host(pid: int, file: str) -> str:
 
 
 class TestKernel:
+    @case(controls="H31", alone="the test after it has the twin")
     async def test_the_box_says_that_its_kernel_is_gvisors(self, engine: Engine) -> None:
         async with box(engine) as opened:
             assert gvisor.serves({"kernel": opened.info.kernel})
             assert opened.info.runtime == RUNTIME
             assert await value(opened, "open('/proc/version').read().strip()") == opened.info.kernel
 
+    @case("HI06", controls="H31", twin="H31")
     async def test_it_tells_nothing_of_the_hosts(self, engine: Engine) -> None:
         release = engine.info().kernel
         everything = """
@@ -114,6 +117,7 @@ for pattern in ("/proc/*", "/proc/sys/kernel/*", "/sys/kernel/*", "/sys/class/*/
         async with box(engine, "limits.output_kb=1024", "sandbox.runtime=''") as opened:
             assert release in await value(opened, everything)
 
+    @case(controls="H32", alone="nothing is attacked")
     async def test_every_control_is_reported_and_what_cannot_be_seen_is_said_so(self, engine: Engine) -> None:
         async with box(engine) as opened:
             controls = opened.info.controls
@@ -122,6 +126,7 @@ for pattern in ("/proc/*", "/proc/sys/kernel/*", "/sys/kernel/*", "/sys/class/*/
             for name, difference in gvisor.DIFFERENCES.items():
                 assert difference.why in controls[name]
 
+    @case(controls="H31", alone="nothing is attacked")
     async def test_a_runtime_that_the_engine_lacks_is_one_clear_error(self, engine: Engine) -> None:
         with pytest.raises(
             EngineUnavailableError, match=r"no runtime 'runsc-none': register it .*GVISOR.md.*runsc"
@@ -134,6 +139,7 @@ for pattern in ("/proc/*", "/proc/sys/kernel/*", "/sys/kernel/*", "/sys/class/*/
 class TestHost:
     """What cannot be seen from inside, seen from the host."""
 
+    @case("RE01", "RE06", controls="H13a H15 H16 H17", alone="what the host has set is read")
     async def test_the_limits_are_on_gvisors_processes(self, engine: Engine) -> None:
         limits = POLICY.limits
         async with box(engine) as opened:
@@ -144,6 +150,7 @@ class TestHost:
             assert quota == str(int(limits.cpus * hardening.CPU_PERIOD_US))
             assert int(_host(pid, "oom_score_adj")) == hardening.OOM_SCORE_ADJ
 
+    @case(controls="H31", alone="what the host has set is read")
     async def test_gvisor_itself_is_confined(self, engine: Engine) -> None:
         async with box(engine) as opened:
             status = _host(_sandbox_process(engine, opened.info.container), "status").splitlines()
@@ -163,6 +170,7 @@ def _cgroup(pid: int, controller: str, v2: str, v1: str) -> str:
 
 
 class TestContainment:
+    @case("KE01", "KE02", "KE06", "NE02", controls="H2 H19", alone="the suite under gVisor has the twins")
     async def test_our_own_profile_is_in_force_and_libc_falls_back_as_elsewhere(self, engine: Engine) -> None:
         code = """
 CLONE3, UNSHARE, MOUNT, IO_URING_SETUP, MEMFD_CREATE = 435, 272, 165, 425, 319
@@ -175,6 +183,7 @@ CLONE3, UNSHARE, MOUNT, IO_URING_SETUP, MEMFD_CREATE = 435, 272, 165, 425, 319
                 pytest.skip("the numbers of the calls are those of x86_64")
             assert await value(opened, ATTEMPT + code) == ["ENOSYS", *["EPERM"] * 9, "done"]
 
+    @case("FS02", "FS18", "RE03", controls="H8 H9", alone="the suite under gVisor has the twins")
     async def test_its_files_are_the_images_and_scratch_is_sized_and_not_executable(self, engine: Engine) -> None:
         code = """
 def fill():
@@ -192,6 +201,7 @@ def run():
             assert found[1] in ("EROFS", "EACCES")
             assert found[2:] == ["EACCES", "ENOSPC"]
 
+    @case("RE06", "RE07", controls="H16", alone="the host would have to bear it")
     async def test_processes_and_threads_end_at_the_policys_limit_and_the_box_lives(self, engine: Engine) -> None:
         code = """
 import os, threading, time
@@ -213,6 +223,7 @@ made
             assert 0 < forks < POLICY.limits.pids
             assert await value(opened, "made") == forks
 
+    @case("PF15", controls="P1 P3 P4", alone="older releases are the twin")
     async def test_a_cell_that_writes_to_the_supervisors_stream_wins_nothing(self, engine: Engine) -> None:
         # Until 20251215 gVisor let it; what comes out then is a frame of no kind, and the box is burnt.
         code = "import os\nos.write(os.open('/proc/1/fd/1', os.O_WRONLY), b'X' * 64)"
@@ -226,6 +237,7 @@ made
                 assert result.error is not None
                 assert result.error.name == "PermissionError"
 
+    @case("PF15", controls="P17", alone="older releases are the twin")
     async def test_a_cell_that_takes_the_supervisors_orders_still_ends_in_time(self, engine: Engine) -> None:
         code = """
 import os, signal
@@ -241,6 +253,7 @@ except OSError:
 
 
 class TestEnds:
+    @case(controls="P7 P17", alone="the host's own clock ends a cell")
     @pytest.mark.parametrize(
         "code",
         [
@@ -259,12 +272,14 @@ class TestEnds:
             assert result.status == "timeout"
             assert await value(opened, "context") == "the context"
 
+    @case(controls="H22", alone="nothing is attacked")
     async def test_a_dead_interpreter_is_replaced(self, engine: Engine) -> None:
         async with box(engine, context="the context") as opened:
             result = await outcome(opened, "import os; os._exit(7)", TIMEOUT)
             assert (result.status, "exit code 7" in result.detail) == ("died", True)
             assert await value(opened, "context") == "the context"
 
+    @case("RE01", controls="H13a", alone="the host would have to bear it")
     async def test_running_out_of_memory_ends_the_box_and_is_called_by_its_name(self, engine: Engine) -> None:
         async with box(engine) as opened:
             result = await outcome(opened, "x = []\nwhile True: x.append(b'a' * (1 << 24))", TIMEOUT)
@@ -272,6 +287,7 @@ class TestEnds:
             assert "memory" in result.detail
             assert result.elapsed_s < TIMEOUT
 
+    @case("KE41", controls="H31", alone="Linux is the twin: its init is immune")
     async def test_the_end_of_its_first_process_is_the_end_of_the_box_and_not_one_of_memory(
         self, engine: Engine
     ) -> None:
@@ -281,6 +297,7 @@ class TestEnds:
             assert (result.status, opened.gone) == ("died", True)
             assert result.elapsed_s < TIMEOUT / 2
 
+    @case(controls="P23", alone="nothing is attacked")
     async def test_gvisor_killed_on_the_host_is_the_end_of_the_box(self, engine: Engine) -> None:
         async with box(engine) as opened:
             pid = _sandbox_process(engine, opened.info.container)
@@ -297,6 +314,7 @@ class TestEnds:
             assert (result.status, opened.gone) == ("died", True)
             assert result.elapsed_s < LADDER_S
 
+    @case(controls="P23", alone="nothing is attacked")
     async def test_an_orchestrator_killed_leaves_neither_container_nor_process(self, engine: Engine) -> None:
         program = f"""
 import anyio, json, sys
@@ -327,6 +345,7 @@ def _wait_until_removed(engine: Engine, name: str) -> None:
         return
 
 
+@case(controls="H31", alone="nothing is attacked")
 def test_the_profile_is_the_default_one_in_all_but_its_runtime() -> None:
     data, default = Policy.load("gvisor").model_dump(), Policy.load().model_dump()
     assert data.pop("name") != default.pop("name")

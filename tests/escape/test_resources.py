@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.sandbox import hardening
 from orchestrator.sandbox.engine import Engine
+from tests.escape.catalogue import case
 from tests.support.live import ATTEMPT, POLICY, TIMEOUT, ask, box, outcome, value
 from tests.support.policies import otherwise_under_gvisor
-from tests.support.weakened import Config, Weaken, weakened_box
+from tests.support.weakened import Config, host, weakened_box
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
 LIMITS = POLICY.limits
-
-
-def host(**settings: object) -> Weaken:
-    return lambda config: config["HostConfig"].update(settings)
 
 
 class TestProcesses:
@@ -49,6 +47,7 @@ said, len(started)
 """
 
     @otherwise_under_gvisor("the limit is RLIMIT_NPROC")
+    @case("RE06", controls="H16", twin="H16")
     async def test_a_fork_bomb_stops_at_the_limit_and_the_box_works_on(self, engine: Engine) -> None:
         async with box(engine) as opened:
             said, forks = await value(opened, ATTEMPT + self.FORK)
@@ -58,6 +57,7 @@ said, len(started)
         assert await ask(engine, self.FORK, weaken=host(PidsLimit=250)) == ("done", 150)
 
     @otherwise_under_gvisor("the limit is RLIMIT_NPROC")
+    @case("RE07", controls="H16", twin="H16")
     async def test_a_thread_bomb_does_too(self, engine: Engine) -> None:
         async with box(engine) as opened:
             said, threads = await value(opened, ATTEMPT + self.THREADS)
@@ -67,6 +67,7 @@ said, len(started)
         assert await ask(engine, self.THREADS, weaken=host(PidsLimit=250)) == ("done", 150)
 
     @otherwise_under_gvisor("it may use up the memory first, which ends the box")
+    @case("RE06", controls="H16 H22", alone="without its limit the host would have to bear it")
     async def test_a_fork_bomb_without_end_ends_with_its_cell(self, engine: Engine) -> None:
         code = """
 import os, signal
@@ -87,6 +88,7 @@ while True:
 class TestMemory:
     FILL = f"x = bytearray({LIMITS.memory_mb + 100} << 20)\nlen(x) >> 20"
 
+    @case("RE01", controls="H13a H14", twin="H13a")
     async def test_more_than_the_limit_is_a_kill_that_is_told_apart(self, engine: Engine) -> None:
         async with box(engine) as opened:
             result = await outcome(opened, self.FILL, TIMEOUT)
@@ -95,6 +97,7 @@ class TestMemory:
         more = host(Memory=1 << 30, MemorySwap=1 << 30)
         assert await ask(engine, self.FILL, weaken=more) == LIMITS.memory_mb + 100
 
+    @case("RE03", controls="H13a", alone="the test before it has the twin")
     async def test_files_in_memory_count_as_well(self, engine: Engine) -> None:
         code = f"""
 import os
@@ -107,6 +110,7 @@ with open("/run/box/full", "wb", buffering=0) as file:
             # The file went with the kernel that wrote it, and its memory with the file.
             assert await value(opened, f"len(bytearray({LIMITS.memory_mb // 2} << 20)) >> 20") == LIMITS.memory_mb // 2
 
+    @case("RE02", controls="H13a H15", alone="which process the kernel kills without it is chance")
     async def test_the_supervisor_is_not_the_one_that_is_killed(self, engine: Engine) -> None:
         code = """
 import os, time
@@ -124,6 +128,7 @@ x = [bytearray(1 << 20) for _ in range(1000)]
                 assert not opened.gone
             assert await value(opened, "2") == 2
 
+    @case("RE22", controls="H13b", alone="a box that may swap would do so to the host's disk")
     async def test_there_is_no_swap(self, engine: Engine) -> None:
         code = """
 paths = ("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", "/sys/fs/cgroup/memory.swap.max")
@@ -143,6 +148,7 @@ for descriptor in opened: os.close(descriptor)
 said, len(opened)
 """
 
+    @case("RE11", controls="H18a", twin="H18a")
     async def test_descriptors_run_out_at_the_limit_and_the_box_works_on(self, engine: Engine) -> None:
         async with box(engine) as opened:
             said, number = await value(opened, ATTEMPT + self.OPEN)
@@ -156,6 +162,7 @@ said, len(opened)
 
         assert await ask(engine, self.OPEN, weaken=more) == ("done", 2000)
 
+    @case("RE11", controls="H18a H3", alone="only root with a capability can raise it")
     async def test_the_limit_cannot_be_raised(self, engine: Engine) -> None:
         code = """
 import resource
@@ -164,6 +171,7 @@ resource.getrlimit(resource.RLIMIT_NOFILE), attempt(lambda: resource.setrlimit(r
 """
         assert await ask(engine, code) == ((LIMITS.open_files,) * 2, "ValueError")
 
+    @case("RE11", controls="H18a", alone="the test before the last has the twin")
     async def test_a_cell_that_holds_all_of_them_does_not_keep_the_next_from_running(self, engine: Engine) -> None:
         async with box(engine) as opened:
             code = (
@@ -191,6 +199,7 @@ int(stat["nr_throttled"])
 """
 
     @otherwise_under_gvisor("the box does not see its cgroup")
+    @case("RE09", controls="H17", twin="H17")
     async def test_a_box_that_spins_is_throttled(self, engine: Engine) -> None:
         # A quarter of a core: four spinners ask for more even on a machine that has other work.
         assert await ask(engine, self.SPIN, "limits.cpus=0.25") > 0
@@ -198,14 +207,16 @@ int(stat["nr_throttled"])
 
 
 class TestCores:
+    @case("FS23", controls="H18b", alone="test_filesystem.py has the twin")
     async def test_no_core_is_dumped(self, engine: Engine) -> None:
         code = """
 import resource
 resource.getrlimit(resource.RLIMIT_CORE), attempt(lambda: resource.setrlimit(resource.RLIMIT_CORE, (1, 1)))
 """
-        assert await ask(engine, code) == ((0, 0), "ValueError")
+        assert await ask(engine, code.replace("(1, 1)", "(9, 9)")) == ((hardening.CORE_BYTES,) * 2, "ValueError")
 
 
+@case(controls="P23", twin="P23")
 async def test_a_weakened_box_is_used_once_and_gone(engine: Engine) -> None:
     async with weakened_box(POLICY, host(PidsLimit=100)) as opened:
         assert await value(opened, "1") == 1

@@ -15,10 +15,11 @@ from orchestrator.interpreter import Sandbox
 from orchestrator.sandbox import gvisor
 from orchestrator.sandbox.engine import Engine
 from tests.escape import names, profile, sweep
+from tests.escape.catalogue import case
 from tests.escape.forbidden import ATTEMPTS, Attempt
 from tests.escape.sweep import POLICY, Answers
 from tests.support import policies
-from tests.support.weakened import Config, weakened_box, with_seccomp
+from tests.support.weakened import Config, weakened_box, with_seccomp, without_filter_and_with_capabilities
 
 pytestmark = [
     pytest.mark.docker,
@@ -29,9 +30,6 @@ pytestmark = [
 ]
 
 REFUSALS = ("EPERM", "ENOSYS")
-# Those that the attempts need, and those that root needs to run a supervisor in folders of another user.
-CAPABILITIES = """CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER KILL SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT
-SYS_CHROOT SYS_MODULE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_TIME SYS_TTY_CONFIG"""
 REFUSED = [
     number
     for name, number in sweep.numbers().items()
@@ -43,12 +41,6 @@ KINDS = [1, 2, 3, 4, 5, 6, 10]
 
 def without_filter(config: Config) -> None:
     with_seccomp("unconfined")(config)
-
-
-def without_filter_and_with_capabilities(config: Config) -> None:
-    without_filter(config)
-    config["User"] = "0:0"
-    config["HostConfig"].update(CapDrop=[], CapAdd=CAPABILITIES.split())
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # thousands of lines in every failure otherwise
@@ -111,10 +103,12 @@ async def engines(live_engine: Engine, anyio_backend: str) -> dict[int, str]:
         return (await sweep.observe(twin)).calls
 
 
+@case("KE12", controls="H2 H19 H21", alone="the test after it has the twin")
 def test_the_filter_answers_as_reviewed(box: Seen) -> None:
     assert sweep.difference(sweep.render(box.answers)) == ""
 
 
+@case("KE12", controls="H19", twin="H19")
 def test_without_the_filter_everything_is_allowed(unfiltered: Seen) -> None:
     answers = unfiltered.answers
     calls = {verdict for number, verdict in answers.calls.items() if number not in sweep.BEFORE_ANY_FILTER}
@@ -122,11 +116,13 @@ def test_without_the_filter_everything_is_allowed(unfiltered: Seen) -> None:
     assert calls | values | set(answers.x32.values()) == {"allowed"}
 
 
+@case("KE12", controls="H19", alone="the test after it has the twin")
 def test_every_call_the_filter_refuses_is_refused_when_it_is_made(box: Seen) -> None:
     assert box.refused == {number: box.answers.calls[number] for number in box.refused}
     assert set(box.refused.values()) <= set(REFUSALS)
 
 
+@case("KE12", controls="H19", twin="H19")
 def test_without_the_filter_the_same_calls_reach_the_kernel(unfiltered: Seen) -> None:
     by_number = {number: name for name, number in sweep.numbers().items()}
     unclear = {by_number[number] for number, outcome in unfiltered.refused.items() if outcome == "EPERM"}
@@ -134,11 +130,13 @@ def test_without_the_filter_the_same_calls_reach_the_kernel(unfiltered: Seen) ->
     assert unclear <= with_capabilities, "Linux itself refuses these: their attempts need a twin with capabilities"
 
 
+@case("NE07", "NE08", "NE09", controls="H2", alone="the test after it has the twin")
 def test_only_unix_sockets_are_made(box: Seen) -> None:
     for made in (box.sockets[: len(FAMILIES)], box.sockets[len(FAMILIES) :]):
         assert {family: outcome for family, outcome in enumerate(made) if outcome != "EPERM"} == {1: "ok"}
 
 
+@case("NE07", controls="H2", twin="H2")
 def test_without_the_filter_sockets_of_other_families_are_made(unfiltered: Seen) -> None:
     made = unfiltered.sockets[: len(FAMILIES)]
     assert {names.FAMILIES[family] for family, outcome in enumerate(made) if outcome == "ok"} > {"AF_UNIX", "AF_INET"}
@@ -146,6 +144,12 @@ def test_without_the_filter_sockets_of_other_families_are_made(unfiltered: Seen)
     assert refused <= {"AF_PACKET", "AF_XDP"}, "for these alone a capability is needed as well"
 
 
+@case(
+    *("KE01", "KE02", "KE03", "KE04", "KE05", "KE06", "KE07", "KE08", "KE09", "KE11", "KE12", "KE15", "KE16", "KE21"),
+    *("KE24", "KE41", "FS04", "FS05", "FS06", "FS07", "FS08", "FS19", "DL03", "DL05", "NE08"),
+    controls="H2 H3 H19 H21",
+    twin="H2 H3 H19 H21",
+)
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.name)
 def test_a_forbidden_call_is_refused_and_its_twin_gets_further(
     box: Seen, unfiltered: Seen, capable: dict[str, str], attempt: Attempt
@@ -158,12 +162,14 @@ def test_a_forbidden_call_is_refused_and_its_twin_gets_further(
     assert twin != refusal, f"without {attempt.twin} it was refused all the same: the attempt shows nothing"
 
 
+@case("KE12", controls="H19", twin="H19")
 def test_the_engines_own_profile_refuses_nothing_that_a_box_allows(box: Seen, engines: dict[int, str]) -> None:
     known = max(number for number, verdict in engines.items() if verdict == "allowed")
     ours = box.answers.calls
     assert [number for number in range(known) if ours[number] == "allowed" != engines[number]] == []
 
 
+@case("KE12", controls="H19", twin="H19")
 def test_the_document_names_every_call_that_the_engines_own_profile_allows_and_a_box_does_not(
     box: Seen, engines: dict[int, str]
 ) -> None:

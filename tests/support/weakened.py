@@ -20,6 +20,16 @@ from orchestrator.transport.mux import refuse_everything
 Config = dict[str, Any]
 Weaken = Callable[[Config], object]
 
+# Those that the attempts need, and those that root needs to run a supervisor in folders of another user.
+CAPABILITIES = """CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER KILL SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT
+SYS_CHROOT SYS_MODULE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_TIME SYS_TTY_CONFIG"""
+_opened = 0
+
+
+def opened() -> int:
+    """Return how many boxes were weakened so far."""
+    return _opened
+
 
 @asynccontextmanager
 async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]:
@@ -30,8 +40,10 @@ async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]
         weaken: changes the body of the engine's ``POST /containers/create`` in place.
     """
     engine = await to_thread.run_sync(Engine.connect)
+    _count()
     try:
         found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
+        policy = container.with_own_user(policy)
         labels = container.labels(policy.budget.wall_s)
         config = hardening.container_config(policy, found.id, effective.seccomp(), labels)
         weaken(config)
@@ -55,6 +67,68 @@ async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]
             yield Sandbox(client, mux, policy, info)
     finally:
         engine.close()
+
+
+async def run_program(engine: Engine, policy: Policy, program: str, weaken: Weaken) -> str:
+    """Run a Python program in place of the supervisor, in a container that is weakened; return what it prints.
+
+    For what takes away so much that no supervisor would run, or must not: it has itself be the first process.
+    """
+    found = image.find(engine)
+    config = hardening.container_config(policy, found.id, effective.seccomp(), container.labels(policy.budget.wall_s))
+    config["Entrypoint"] = [*hardening.ENTRYPOINT[:-1], "-c", program]
+    weaken(config)
+    _count()
+    said = b""
+    async with container.started(engine, config) as started:
+        with anyio.fail_after(policy.limits.start_timeout_s):
+            while data := await started.stream.receive():
+                said += data
+    return said.decode()
+
+
+def _count() -> None:
+    global _opened  # noqa: PLW0603 - one number for the whole run
+    _opened += 1
+
+
+def without_filter_and_with_capabilities(config: Config) -> None:
+    """Have the code in the box be root with capabilities, and unfiltered."""
+    with_seccomp("unconfined")(config)
+    config["User"] = "0:0"
+    config["HostConfig"].update(CapDrop=[], CapAdd=CAPABILITIES.split())
+
+
+def without_clearing(config: Config) -> None:
+    """Have the supervisor leave a kernel's files to the next one."""
+    _patched(config, "supervisor.empty = lambda folder: None")
+
+
+def with_a_dumpable_supervisor(config: Config) -> None:
+    """Have the supervisor not hide itself from its own uid."""
+    _patched(config, "supervisor.make_undumpable = lambda: None")
+
+
+def _patched(config: Config, patch: str) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, '/opt/box')\nfrom sandbox_image import supervisor\n{patch}\nsupervisor.main()"
+    )
+    config["Entrypoint"] = [*hardening.ENTRYPOINT[:-1], "-c", program]
+
+
+def together(*changes: Weaken) -> Weaken:
+    """Return what makes several changes."""
+
+    def weaken(config: Config) -> None:
+        for change in changes:
+            change(config)
+
+    return weaken
+
+
+def host(**settings: object) -> Weaken:
+    """Return what changes settings of the engine's ``HostConfig``."""
+    return lambda config: config["HostConfig"].update(settings)
 
 
 def with_seccomp(profile: str | None) -> Weaken:
