@@ -91,7 +91,7 @@ def _box(policy: Policy) -> list[str]:
             f"holds a context of up to {size_mb(limits.context_mb)}, and {size_mb(limits.tmp_mb)} in "
             f"{counted(limits.tmp_inodes, 'file')} of its own, all in memory"
         ),
-        f"runs as {sandbox.user} under {runtime}, from "
+        f"runs as {sandbox.user}, or one of the {sandbox.uids - 1:,} uids after it, under {runtime}, from "
         + (f"the image {one_line(sandbox.image, _WIDTH)}" if sandbox.image else "the image built from these sources"),
         "has no network, no mount, no port and no secret, whatever the policy",
         *(

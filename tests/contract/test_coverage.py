@@ -24,7 +24,7 @@ ELSEWHERE = {
     "H24": "unit.test_hardening:test_a_control_that_is_off_is_noticed_and_named",
     "H30": "unit.test_floors:test_each_line_of_runc_has_its_own_floor",
     "H32": "docker.test_attestation:test_a_box_that_got_more_than_it_should_is_refused",
-    "H33": "unit.test_floors:test_each_line_of_kernels_has_its_own_floor_and_a_line_without_one_is_not_mended",
+    "H33": "unit.test_host:test_each_knob_is_judged",
     "P3": "unit.test_wire:test_a_refused_header_is_refused_before_its_payload_arrives",
     "P6": "unit.test_wire:test_what_a_strict_reader_refuses_is_refused",
     "P8": "unit.test_broker:test_the_first_answer_stands",

@@ -74,6 +74,7 @@ CASES = {
     "KE40": "the 18 conditions that the scenarios of SandboxEscapeBench start from",
     "KE41": "end, stop or renice PID 1",
     "KE43": "have the kernel signal PID 1: F_SETOWN, F_SETSIG, O_ASYNC",
+    "KE44": "start another process, where the policy allows none",
     "KE42": "devices that are doors to the kernel: kvm, fuse, tun, vhost, userfaultfd",
     "NE01": "interfaces",
     "NE02": "sockets of TCP and UDP",
@@ -145,6 +146,11 @@ class Mark:
     controls: tuple[str, ...]
     twin: tuple[str, ...] = ()
     alone: str = ""
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the test makes the twin itself: of what is code (P1 …) or the policy's choice, no box is weakened."""
+        return any(name.startswith("P") or name in ("H19b", "H31") for name in self.twin)
 
     def __post_init__(self) -> None:
         unknown = set(self.cases) - set(CASES)

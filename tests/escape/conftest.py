@@ -53,15 +53,15 @@ def _marked(request: pytest.FixtureRequest) -> Iterator[None]:
     if getattr(request.node, tally.OUTCOME, "") != "passed":
         return
     declared = any(mark.twin for mark in marks)
-    by_design = any(name.startswith("P") for mark in marks for name in mark.twin)
     # Some twins cannot be under gVisor; then the table counts none.
-    assert _had_twin(request.node) == declared or by_design or (declared and UNDER_GVISOR), (
-        "it lacks its twin, or says so"
-    )
+    right = _had_twin(request.node) == declared or (declared and UNDER_GVISOR)
+    assert right, "it lacks the twin that its mark declares, or its mark does not declare its twin"
 
 
 def _had_twin(item: pytest.Item) -> bool:
-    return weakened.opened() > getattr(item, _BEFORE, 0) or bool(SHARED_TWINS & set(getattr(item, "fixturenames", ())))
+    shared = SHARED_TWINS & set(getattr(item, "fixturenames", ()))
+    by_hand = any(mark.args[0].by_hand for mark in item.iter_markers("case"))
+    return weakened.opened() > getattr(item, _BEFORE, 0) or bool(shared) or by_hand
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,9 +76,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember how a test went, for the fixtures that end after it and for the table."""
     if call.when == "call":
-        marks = [mark.args[0] for mark in item.iter_markers("case")]
-        by_design = any(name.startswith("P") for mark in marks for name in mark.twin)
-        item.user_properties.append((tally.TWIN, _had_twin(item) or by_design))
+        item.user_properties.append((tally.TWIN, _had_twin(item)))
     report = yield
     if call.when == "call":
         setattr(item, tally.OUTCOME, report.outcome)

@@ -12,7 +12,6 @@ from orchestrator.kernel.result import ExecutionResult
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 from tests.escape.catalogue import case
-from tests.support import canaries
 from tests.support.canaries import LOOK, Canaries
 from tests.support.live import ATTEMPT, POLICY, TIMEOUT, ask, box, value
 from tests.support.policies import UNDER_GVISOR, otherwise_under_gvisor
@@ -237,11 +236,3 @@ async def all_of(run: Any, number: int) -> None:
     async with anyio.create_task_group() as tasks:
         for n in range(number):
             tasks.start_soon(run, n)
-
-
-@case("HI41", controls="P18", alone="nothing is attacked")
-def test_the_shape_that_cells_look_for_is_that_of_a_canary_and_not_their_own() -> None:
-    import re
-
-    assert re.fullmatch(canaries.SHAPE, canaries.new())
-    assert re.search(canaries.SHAPE, LOOK) is None

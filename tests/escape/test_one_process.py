@@ -11,6 +11,7 @@ from orchestrator.errors import HardeningError
 from orchestrator.policy import Policy
 from orchestrator.sandbox import effective, hardening
 from orchestrator.sandbox.engine import Engine
+from tests.escape.catalogue import case
 from tests.support.live import ATTEMPT, POLICY, TIMEOUT, ask, box, outcome, value
 from tests.support.weakened import Config, with_seccomp
 
@@ -78,6 +79,7 @@ RAW_WAYS_TO_START = {
 }
 
 
+@case("KE44", controls="H19b", twin="H19b")
 @pytest.mark.parametrize("way", WAYS_TO_START)
 async def test_no_process_is_started_and_its_twin_starts_one(engine: Engine, way: str) -> None:
     code = f"{WAYS}\nattempt(lambda: {WAYS_TO_START[way]})"
@@ -85,6 +87,7 @@ async def test_no_process_is_started_and_its_twin_starts_one(engine: Engine, way
     assert await ask(engine, code) == DONE
 
 
+@case("KE44", controls="H19b", twin="H19b")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of system calls are those of x86_64")
 @pytest.mark.parametrize("way", RAW_WAYS_TO_START)
 async def test_no_call_of_the_kernel_starts_one_either(engine: Engine, way: str) -> None:
@@ -95,6 +98,7 @@ async def test_no_call_of_the_kernel_starts_one_either(engine: Engine, way: str)
     assert await ask(engine, code) == DONE
 
 
+@case("KE44", controls="H19b", alone="the tests before it have the twins")
 async def test_the_code_is_told_why(engine: Engine) -> None:
     async with box(engine, NO_SUBPROCESS) as opened:
         for code in ("import subprocess; subprocess.run(['ls'])", "import os; os.fork()", "!ls"):
@@ -104,6 +108,7 @@ async def test_the_code_is_told_why(engine: Engine) -> None:
             assert "sandbox.allow_subprocess" in result.error.value
 
 
+@case(controls="H19b", alone="nothing is attacked")
 async def test_what_needs_no_process_works(engine: Engine) -> None:
     code = """
 import asyncio, concurrent.futures, sqlite3, tempfile, threading
@@ -121,6 +126,7 @@ found
         assert await value(opened, code) == [4, 3, 2, 1, 5, 6, 6, 1, 1]
 
 
+@case("KE44", controls="H19b", alone="the tests before it have the twins")
 async def test_a_fresh_interpreter_is_as_confined_as_the_first(engine: Engine) -> None:
     code = f"{ATTEMPT}\n{WAYS}\nattempt(lambda: child(os.fork)), attempt(by_libc)"
     async with box(engine, NO_SUBPROCESS) as opened:
@@ -142,6 +148,7 @@ def changed(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     monkeypatch.setattr(hardening, "container_config", config)
 
 
+@case(controls="H19b H32", alone="the box without it is the one refused")
 @pytest.mark.parametrize("setting", [NO_SUBPROCESS, "sandbox.freeze_between_cells=true"])
 async def test_a_box_whose_interpreter_kept_what_it_was_to_give_up_is_refused(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, setting: str
@@ -154,6 +161,7 @@ async def test_a_box_whose_interpreter_kept_what_it_was_to_give_up_is_refused(
     assert seen == ["H19b", "H19b"]  # from the engine, and from inside
 
 
+@case(controls="H19b H32", alone="the box without it is the one refused")
 async def test_a_box_whose_interpreter_cannot_confine_itself_is_refused(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

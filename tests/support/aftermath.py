@@ -89,7 +89,10 @@ def nothing_left(watched: Iterable[Path]) -> Iterator[None]:
     while left and time.monotonic() < deadline:
         time.sleep(PAUSE_S)
         left = [trace for container in made for trace in traces(container)]
-    assert left == [], "of boxes that are gone, the host still has these"
-    assert fingerprint(paths) == files, "a file of the host was changed"
-    assert [path.name for path in folder.glob("core*")] == [], "a core was dumped"
-    assert descriptors() - opened == Counter(), "descriptors were left open"
+    assert not left, f"of boxes that are gone, the host still has {left}"
+    changed = sorted(name for name, _ in set(fingerprint(paths).items()) ^ set(files.items()))
+    assert not changed, f"a file of the host was changed: {changed}"
+    cores = [path.name for path in folder.glob("core*")]
+    assert not cores, f"a core was dumped: {cores}"
+    more = descriptors() - opened
+    assert not more, f"descriptors were left open: {sorted(more)}"

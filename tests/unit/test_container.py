@@ -204,4 +204,4 @@ def test_boxes_have_uids_of_their_own_in_turn_and_nothing_else_of_the_policy_is_
     users = [one.sandbox.user for one in found]
     assert sorted(users[:3]) == ["70000:70001", "70001:70001", "70002:70001"]
     assert users[3:] == users[:3]
-    assert {one.override([f"sandbox.user='{policy.sandbox.user}'"]) for one in found} == {policy}
+    assert [one.override([f"sandbox.user='{policy.sandbox.user}'"]) for one in found] == [policy] * 6

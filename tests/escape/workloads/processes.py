@@ -134,7 +134,7 @@ def shell_tools() -> None:
     tar cf t.tar n; gzip t.tar; gunzip t.tar.gz; tar xf t.tar
     touch -d 2020-01-01 n; chmod 600 n; df . > /dev/null; du -s . > /dev/null
     nice true; timeout 5 true
-    dd if=n of=d bs=64 count=2 2> /dev/null; sha256sum n > /dev/null; id -u; xargs -n 500 echo < n | wc -l
+    dd if=n of=d bs=64 count=2 2> /dev/null; sha256sum n > /dev/null; id -g; xargs -n 500 echo < n | wc -l
     rm -r ../tools
     """
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
