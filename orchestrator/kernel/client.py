@@ -98,6 +98,11 @@ class KernelClient:
         """Whether the box can run no further cell."""
         return self._closed or bool(self._violation)
 
+    async def ended(self) -> None:
+        """Wait until the box can run no further cell."""
+        while not self.gone:
+            await self._changed.wait()
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
