@@ -1,0 +1,118 @@
+"""Typed answers: what fits is the object it is, and what does not is told precisely, whatever it is."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from orchestrator.errors import ConfigurationError
+from orchestrator.rlm.form import PROBLEMS_TOLD, AnswerForm, FormError
+
+PRICES = {
+    "type": "object",
+    "properties": {
+        "items": {"type": "array", "items": {"type": "object", "properties": {"price": {"type": "number"}}}}
+    },
+    "required": ["items"],
+    "additionalProperties": False,
+}
+
+
+class Invoice(BaseModel):
+    number: int = Field(gt=0)
+    customer: str
+
+
+@dataclass
+class Point:
+    x: float
+    y: float
+
+
+def test_what_fits_a_schema_is_the_plain_object() -> None:
+    assert AnswerForm(PRICES).value('{"items": [{"price": 1.5}]}') == {"items": [{"price": 1.5}]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        (Invoice, '{"number": 7, "customer": "Ada"}', Invoice(number=7, customer="Ada")),
+        (Point, '{"x": 1, "y": 2.5}', Point(1.0, 2.5)),
+        (list[int], "[1, 2]", [1, 2]),
+        (str, "plain words", "plain words"),
+        (str, '"quoted"', "quoted"),
+        (int, "42", 42),
+    ],
+)
+def test_what_fits_a_type_is_one_of_it(schema: Any, text: str, value: object) -> None:
+    found = AnswerForm(schema).value(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_text_that_is_no_json_is_a_string_where_one_is_wanted() -> None:
+    assert AnswerForm({"type": "string", "minLength": 3}).value("Alder bridge") == "Alder bridge"
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "told"),
+    [
+        (PRICES, '{"items": [{"price": 1}, {"price": "x"}]}', "- at $.items[1].price: 'x' is not of type 'number'"),
+        (PRICES, "{}", "- at $: 'items' is a required property"),
+        (PRICES, "about five", "it is not JSON"),
+        (PRICES, '{"items": NaN}', "it is not JSON"),
+        (PRICES, "[" * 5000, "it is not JSON"),
+        (Invoice, '{"number": 0, "customer": "Ada"}', "- at $.number: Input should be greater than 0, not 0"),
+        (list[Point], '[{"x": 1}]', "- at $[0].y: Field required"),
+    ],
+)
+def test_what_does_not_fit_is_told_where_and_why(schema: Any, text: str, told: str) -> None:
+    with pytest.raises(FormError) as caught:
+        AnswerForm(schema).value(text)
+    assert told in str(caught.value)
+
+
+def test_a_hostile_answer_gives_a_short_message_without_controls() -> None:
+    text = json.dumps([{"price": "\x1b[2J" + "y" * 100_000}] * 1000)
+    with pytest.raises(FormError) as caught:
+        AnswerForm({"type": "array", "items": {"type": "integer"}}).value(text)
+    message = str(caught.value)
+    assert len(message.splitlines()) == PROBLEMS_TOLD + 1
+    assert len(message) < 2500
+    assert "\x1b" not in message
+    assert message.endswith("- and more")
+
+
+@pytest.mark.parametrize(
+    ("schema", "complaint"),
+    [
+        ({"type": "strin"}, "is no JSON Schema: at $.type"),
+        ({"$ref": "#/nowhere"}, "cannot be used"),
+        ({"$ref": "https://example.com/schema"}, "cannot be used"),
+        ({"pattern": "("}, "is no JSON Schema|cannot be used"),
+        ("object", "give a JSON Schema"),
+        (7, "give a JSON Schema"),
+        ({"description": "x" * 200_000}, "may have 100,000"),
+    ],
+)
+def test_what_is_no_schema_is_refused_before_anything_is_spent(schema: Any, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint.replace("$", r"\$")):
+        AnswerForm(schema)
+
+
+FORMS = AnswerForm(PRICES), AnswerForm(Invoice), AnswerForm({"type": "string"})
+
+
+@settings(deadline=None)
+@given(st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=20).map(json.dumps))
+def test_any_answer_fits_or_is_told_and_nothing_else_happens(text: str) -> None:
+    for form in FORMS:
+        with suppress(FormError):
+            form.value(text)
