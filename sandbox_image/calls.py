@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from sandbox_image import wire
@@ -113,6 +114,19 @@ class Connection:
         # Calls to send, calls that were answered, and None when a cell is over: all that the writer has to know.
         self._events: queue.SimpleQueue[_Call | _Sent | None] = queue.SimpleQueue()
         self._waiting: dict[str, _Sent] = {}
+        self._cells = 0
+        self._open: int | None = 0
+        self._cell = ContextVar("cell", default=0)
+
+    def begin_cell(self) -> None:
+        """Let calls be made by what runs in this context, and by what it starts."""
+        self._cells += 1
+        self._open = self._cells
+        self._cell.set(self._cells)
+
+    def end_cell(self) -> None:
+        """Refuse them: the host would too, but for a call that is under way when it opens the next cell."""
+        self._open = None
 
     def submit(self, method: str, params: dict[str, Any], body: str, done: Done) -> None:
         """Send a call when there is room; ``done`` gets the reply's head and body on an I/O thread.
@@ -122,6 +136,9 @@ class Connection:
         """
         if os.getpid() != self._pid:
             raise QueryRefused("forked_process", None, "only the process of the REPL itself can make calls")
+        # What was started below Python is in no cell that is known here: it may speak while one is open.
+        if self._open is None or self._cell.get() not in (0, self._open):
+            raise QueryRefused("cell_over", None, "the cell that started this thread or task is over")
         # A character has one to four bytes: most texts need not be encoded to know that they fit.
         if len(body) * 4 > self._max_message:
             size, limit = len(body.encode("utf-8", "replace")), self._max_message

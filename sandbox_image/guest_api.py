@@ -52,6 +52,14 @@ class GuestApi:
         self._namespace = namespace
         self._refused: Any = None
 
+    def begin_cell(self) -> None:
+        """Tell calls of the cell that begins from those of what earlier cells left running."""
+        self._connection.begin_cell()
+
+    def end_cell(self) -> None:
+        """Tell that the cell is over."""
+        self._connection.end_cell()
+
     def names(self) -> dict[str, Any]:
         """Return the names to define in the REPL."""
         rlm_query = _with_aio(self.rlm_query, self._rlm_query_aio)

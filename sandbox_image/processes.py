@@ -9,6 +9,8 @@ from contextlib import suppress
 
 from sandbox_image.attest import read
 
+# A killed process needs no time to be killed; what is not, after so many rounds, is being forked faster than that.
+END_S = 0.25
 # Seconds between two looks at whether a process has stopped: first as long as it takes on a machine that is not busy,
 # then twice the last time, up to this.
 _FIRST_LOOK_S, _LAST_LOOK_S = 50e-6, 0.01
@@ -21,22 +23,35 @@ def kill_everyone() -> None:
         os.kill(-1, signal.SIGKILL)
 
 
-def end_others(kernel: int) -> None:
+def end_others(kernel: int, within_s: float = END_S) -> bool:
     """Kill every process but this one and ``kernel``: what a cell leaves behind must not meet the next one.
 
-    They are stopped first, so that none forks while others are being killed. The number of rounds is bounded by that of
-    processes: each finds one more that an earlier round did not, or is the last.
+    All are stopped first, with one signal to everyone: it reaches also what is being forked at this moment, so nobody
+    can fork away from under the list of those to kill. The kernel is stopped for as long as that takes. Another round
+    is needed where somebody had arranged to be continued (by a timer, or as a parent's last signal).
+
+    Args:
+        kernel: process id of the one to spare.
+        within_s: seconds it may take.
+
+    Returns:
+        Whether none is left. If not, only :func:`kill_everyone` can be sure of them.
     """
     _must_be_init()
-    stopped: set[int] = set()
-    while found := _processes() - stopped - {os.getpid(), kernel}:
-        for pid in found:
+    deadline = time.monotonic() + within_s
+    spared, killed = {os.getpid(), kernel}, set[int]()
+    while _processes() - killed - spared:
+        if time.monotonic() > deadline:
+            return False
+        os.kill(-1, signal.SIGSTOP)
+        found = _processes() - spared
+        for pid in found - killed:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        stopped |= found
-    for pid in stopped:
+                os.kill(pid, signal.SIGKILL)
+        killed |= found
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(kernel, signal.SIGCONT)
+    return True
 
 
 def freeze(kernel: int, patience_s: float) -> bool:

@@ -7,8 +7,10 @@ ready, and serves.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import errno
+import gc
 import json
 import mmap
 import os
@@ -16,12 +18,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from threading import Thread
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
@@ -45,6 +51,27 @@ CONTEXT_FD = 4
 PROCESS_EVENTS = frozenset(
     ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen")
 )
+# Messages that wait for the thread that publishes them; who has more to say waits for it.
+MAX_WAITING = 1000
+
+
+class BoxIOPubThread(IOPubThread):
+    """Publishes for all threads, woken up as any event loop is.
+
+    ipykernel gives each thread that prints a ZeroMQ socket for that, which stays for some seconds after the thread: a
+    few hundred threads that print, one after the other, use up all descriptors; and its own such socket can fill up
+    while it is the one that should empty it, which is then for ever.
+    """
+
+    def schedule(self, f: Callable[..., Any]) -> None:
+        """Have ``f`` called by the publishing thread, after all that was scheduled before."""
+        if not self.thread.is_alive() or threading.get_ident() == self.thread.ident:
+            f()
+            return
+        while len(self._events) >= MAX_WAITING:
+            time.sleep(0.001)
+        self._events.append(f)
+        self.io_loop.add_callback(self._handle_event, None)
 
 
 class BoxStream(OutStream):
@@ -153,7 +180,27 @@ class BoxKernel(IPythonKernel):
     streams: tuple[Any, Any] = (None, None)
     _wakeable = False
 
+    def pre_handler_hook(self) -> None:
+        """Leave interrupts ignored: :meth:`do_execute` alone takes them, for it replies whatever happens in it."""
+
+    def post_handler_hook(self) -> None:
+        """Have nothing to undo."""
+
     async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run a cell that an interrupt may end at any point, even before its first line or after its last."""
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            return await self._execute(*args, **kwargs)
+        except KeyboardInterrupt:
+            return {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": [], "payload": []}
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            with suppress(Exception):  # a cell may have made anything of them
+                _break_pools()
+            if self.guest_api is not None:
+                self.guest_api.end_cell()
+
+    async def _execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run a cell, then deliver ``Final`` if it is set; cut what the reply repeats of an error."""
         if not self._wakeable:
             # Any handler of the loop's own makes every signal wake it: else an interrupt would find it asleep in a
@@ -161,6 +208,8 @@ class BoxKernel(IPythonKernel):
             self._wakeable = True
             asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, lambda: None)
         _reap()
+        if self.guest_api is not None:
+            self.guest_api.begin_cell()
         reply: dict[str, Any] = await super().do_execute(*args, **kwargs)
         if self.guest_api is not None:
             complaint = self.guest_api.deliver_final()
@@ -185,11 +234,51 @@ class BoxKernel(IPythonKernel):
                 setattr(sys, name, original)
 
 
+# Every Popen that is still held, by id(): a subclass need not be hashable.
+_popens: WeakValueDictionary[int, subprocess.Popen[Any]] = WeakValueDictionary()
+
+
+def _watch_popens() -> None:
+    begin = subprocess.Popen.__init__
+
+    def remember(popen: Any, *args: Any, **kwargs: Any) -> None:
+        begin(popen, *args, **kwargs)
+        _popens[id(popen)] = popen
+
+    subprocess.Popen.__init__ = remember  # type: ignore[assignment,method-assign]
+
+
 def _reap() -> None:
-    # The supervisor ended what earlier cells left behind; until they are waited for they count as processes of the box.
+    """Wait for what earlier cells left behind and the supervisor ended: until then it counts as processes of the box.
+
+    Whoever holds such a process is given its true status first: without that, a later ``wait()`` would find nothing and
+    call it a success, or wait for ever.
+    """
     with suppress(ChildProcessError):
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return
+        for popen in list(_popens.values()):
+            with suppress(Exception):  # a cell may have made anything of it
+                subprocess.Popen.poll(popen)
+        if multiprocessing := sys.modules.get("multiprocessing"):
+            with suppress(Exception):
+                multiprocessing.active_children()  # asks each for its status
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
+
+
+def _break_pools() -> None:
+    """Have every pool of processes refuse work from now on: its workers end with the cell.
+
+    Without that, it would start others between cells, and wait for ever for a lock that one of the first took along.
+    Pools of ``concurrent.futures`` notice by themselves, and those of threads work on.
+    """
+    pools, process = sys.modules.get("multiprocessing.pool"), sys.modules.get("multiprocessing.process")
+    if pools is None or process is None or not process._children:  # noqa: SLF001 - the cell has no such process
+        return
+    for found in gc.get_objects():
+        if issubclass(type(found), pools.Pool) and not issubclass(type(found), pools.ThreadPool):
+            found._state = found._worker_handler._state = pools.TERMINATE  # noqa: SLF001 - as its terminate() begins
 
 
 class BoxApp(IPKernelApp):
@@ -217,7 +306,7 @@ class BoxApp(IPKernelApp):
         self.iopub_socket.setsockopt(zmq.XPUB_NODROP, 1)
         self.iopub_port = self._bind_socket(self.iopub_socket, self.iopub_port)
         self.configure_tornado_logger()
-        self.iopub_thread = IOPubThread(self.iopub_socket, pipe=False, session=self.session)
+        self.iopub_thread = BoxIOPubThread(self.iopub_socket, pipe=False, session=self.session)
         self.iopub_thread.start()
         self.iopub_socket = self.iopub_thread.background_socket
 
@@ -292,6 +381,7 @@ def main() -> None:
     app.initialize([])
     app.kernel.streams = (sys.stdout, sys.stderr)
     _inherit_context()
+    _watch_popens()
     sock.sendall(wire.encode(Kind.READY))
     namespace = app.kernel.shell.user_ns
     layout_size = _receive_layout_size(sock, settings["frame"])
@@ -305,6 +395,8 @@ def main() -> None:
         sys.addaudithook(_say_why)
     sock.sendall(wire.encode(Kind.READY))
     app.start()
+    while True:  # a cell stopped its loop
+        app.io_loop.start()
 
 
 def _say_why(event: str, _arguments: tuple[Any, ...]) -> None:
@@ -332,9 +424,10 @@ def _plain(data: dict[str, Any]) -> dict[str, Any]:
 def _inherit_context() -> None:
     """Run threads, and what executors run, in the context they were asked for in, as Python 3.14 does with threads.
 
-    ipykernel keeps in it which cell an output belongs to; without it, what a thread prints goes to the cell of the day.
+    ipykernel keeps in it which cell an output belongs to, and the functions of the box which cell makes a call; without
+    it, what a thread of an earlier cell prints and asks would be the open cell's.
     """
-    start, submit = Thread.start, ThreadPoolExecutor.submit
+    start, submit, start_raw = Thread.start, ThreadPoolExecutor.submit, _thread.start_new_thread
 
     def start_in_context(thread: Thread) -> None:
         run = thread.run
@@ -344,5 +437,11 @@ def _inherit_context() -> None:
     def submit_in_context(executor: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         return submit(executor, copy_context().run, function, *args, **kwargs)
 
+    def start_raw_in_context(function: Any, args: Any, kwargs: Any = None, /) -> int:
+        if not callable(function) or not isinstance(args, tuple):
+            return start_raw(function, args)  # refuses them
+        return start_raw(partial(copy_context().run, function), args, kwargs or {})
+
     Thread.start = start_in_context  # type: ignore[assignment, method-assign]
+    _thread.start_new_thread = _thread.start_new = start_raw_in_context
     ThreadPoolExecutor.submit = submit_in_context  # type: ignore[method-assign]

@@ -13,11 +13,9 @@ import json
 import math
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from sandbox_image import attest, seccomp, wire
 from sandbox_image.gate import CellGate, pack
+from sandbox_image.line import Line
 from sandbox_image.processes import empty, end_others, freeze, kill_everyone, thaw
 from sandbox_image.wire import Channel, Kind
 
@@ -38,8 +37,6 @@ SETTLE_S = 0.25
 # The most messages handled for one socket before the others get their turn: a flood must not delay an interrupt.
 BURST = 64
 MAX_FAILED_STARTS = 3
-# Bytes of answers a kernel may leave unread before its further calls wait: without end they would fill this process.
-MAX_UNREAD = 4 << 20
 MAX_MESSAGE = 8 << 20
 MAX_WAITING = 100
 # What a kernel wrote before it died has long been in this process's reach: nothing in this time means nothing more.
@@ -90,9 +87,7 @@ class Supervisor:
         self._failed_starts = 0
         self._kernel = 0
         self._ooms = 0
-        self._restarting = False
-        self._outbox: deque[memoryview] = deque()
-        self._unread = 0
+        self._restarting = self._strays = False
         self._answered = 0
         self._mid_answer = False
         self._exits_read, self._exits_write = os.pipe()
@@ -119,7 +114,7 @@ class Supervisor:
         self._poller = zmq.Poller()
         self._poller.register(0, zmq.POLLIN)
         self._poller.register(self._exits_read, zmq.POLLIN)
-        self._poll_rpc()
+        self._poll_line()
         self._sockets: dict[Channel, Any] = {}
         self._monitors: list[Any] = []
         while True:
@@ -139,9 +134,10 @@ class Supervisor:
                 self._drain(channel, sock)
         if any(monitor in ready for monitor in self._monitors):
             self._hung_up()
-        events = ready.get(self._rpc.fileno(), 0)
+        events = ready.get(self._line.fileno(), 0)
         if events & self._zmq.POLLOUT:
-            self._flush_outbox()
+            self._line.flush()
+            self._poll_line()
         if events & ~self._zmq.POLLOUT:
             self._from_kernel()
         if self._held_reply is not None and time.monotonic() >= self._held_reply[1]:
@@ -164,12 +160,16 @@ class Supervisor:
                 self._to_kernel(frame.payload)
             elif frame.kind is Kind.RPC:
                 self._answer(frame.payload)
-            elif frame.kind is Kind.INTERRUPT:
-                if not self._frozen:  # else it came too late for its cell, and would meet the next one
+            elif self._is_meant(frame.payload):
+                if frame.kind is Kind.RESTART:
+                    self._restarting = True
+                    self._signal(signal.SIGKILL)
+                elif not self._frozen:  # else it came too late for its cell, and would meet the next one
                     self._signal(signal.SIGINT)
-            elif frame.kind is Kind.RESTART:
-                self._restarting = True
-                self._signal(signal.SIGKILL)
+
+    def _is_meant(self, order: bytes) -> bool:
+        """Whether an order to end something is for the kernel that is there, and not for one that ended meanwhile."""
+        return self._kernel != 0 and json.loads(order)["generation"] == self._generation
 
     def _to_kernel(self, payload: bytes) -> None:
         channel, parts = wire.unpack_parts(payload)
@@ -224,15 +224,17 @@ class Supervisor:
 
     def _quiesce(self) -> bool:
         """End what the cell left running; return whether the kernel is still there."""
-        if not self._settings["freeze"]:
-            end_others(self._kernel)
-            return True
-        self._frozen = freeze(self._kernel, FREEZE_S)
-        if not self._frozen:
-            kill_everyone()
-        elif self._unread <= MAX_UNREAD:
+        if self._settings["freeze"]:
+            quiet = self._frozen = freeze(self._kernel, FREEZE_S)
+        else:
+            quiet = end_others(self._kernel)
+        if not quiet:
+            # The one way to be rid of them is to kill all at once, so the cell ends by the death of its kernel.
+            self._strays = True
+            self._signal(signal.SIGKILL)
+        elif self._frozen and self._line.may_call:
             self._from_kernel()  # calls that were made in this cell, by threads, are not to be those of the next
-        return self._frozen
+        return quiet
 
     # The kernel -----------------------------------------------------------------------------------------------------
 
@@ -241,8 +243,7 @@ class Supervisor:
         self._ready = self._subscribed = self._loaded = self._configured = self._frozen = False
         self._confined = not self._filtered
         self._ooms = attest.oom_kills()
-        self._from_guest = wire.Decoder(self._settings["frame"], frozenset((Kind.RPC, Kind.READY)))
-        self._rpc, theirs = socket.socketpair()
+        self._line = Line(self._settings["frame"])
         environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": SCRATCH,
@@ -267,25 +268,20 @@ class Supervisor:
                 (os.POSIX_SPAWN_DUP2, null, 0),
                 (os.POSIX_SPAWN_DUP2, null, 1),
                 (os.POSIX_SPAWN_DUP2, null, 2),
-                (os.POSIX_SPAWN_DUP2, theirs.fileno(), KERNEL_RPC_FD),
+                (os.POSIX_SPAWN_DUP2, self._line.theirs.fileno(), KERNEL_RPC_FD),
                 (os.POSIX_SPAWN_DUP2, self._context_read, KERNEL_CONTEXT_FD),
             ],
             setsid=True,
         )
         os.close(null)
-        theirs.close()
+        self._line.theirs.close()
         self._children.set()
 
     def _interpreter(self) -> dict[str, Any]:
         """Wait until the first kernel has confined itself, if it is to; return what it and the system say of that."""
         if not self._filtered:
             return {}
-        self._rpc.settimeout(CONFINED_S)
-        with suppress(TimeoutError):
-            header = self._rpc.recv(wire.HEADER.size)
-            if header:
-                self._refusals = self._rpc.recv(wire.HEADER.unpack(header)[0])  # both are in one small write
-        self._rpc.settimeout(None)
+        self._refusals = self._line.first(CONFINED_S)
         self._confined = True
         return {"status": attest.status_of(self._kernel), "refusals": json.loads(self._refusals or b"{}")}
 
@@ -295,20 +291,14 @@ class Supervisor:
     def _configure(self) -> None:
         if self._loaded and self._context_layout is not None and not self._configured:
             self._configured = True
-            self._rpc_send(wire.encode(Kind.CONTEXT_END, self._context_layout))
+            self._to_line(wire.encode(Kind.CONTEXT_END, self._context_layout))
 
     def _from_kernel(self) -> None:
-        try:
-            data = self._rpc.recv(READ_SIZE, socket.MSG_DONTWAIT)
-            frames = list(self._from_guest.feed(data)) if data else []
-        except BlockingIOError:
-            return  # read already, when its cell ended
-        except (OSError, wire.WireError):
-            data = b""
-        if not data:
+        frames = self._line.receive()
+        if frames is None:
             # Closed or broken by the guest: without its calls the kernel is of no use, so it is replaced.
-            if self._rpc.fileno() in self._poller:
-                self._poller.unregister(self._rpc.fileno())
+            if self._line.fileno() in self._poller:
+                self._poller.unregister(self._line.fileno())
             self._signal(signal.SIGKILL)
             return
         for frame in frames:
@@ -407,21 +397,21 @@ class Supervisor:
             self._poller.unregister(sock)
             sock.close()
         self._sockets.clear()
-        if self._rpc.fileno() in self._poller:
-            self._poller.unregister(self._rpc.fileno())
-        self._rpc.close()
-        self._outbox.clear()
-        self._unread = self._answered = 0
+        if self._line.fileno() in self._poller:
+            self._poller.unregister(self._line.fileno())
+        self._line.close()
+        self._answered = 0
         self._held_reply = None
         code = os.waitstatus_to_exitcode(status)
-        killed = code == -signal.SIGKILL and not self._restarting
+        killed = code == -signal.SIGKILL and not self._restarting and not self._strays
         facts = {
             "generation": self._generation,
             "ready": self._ready,
             "code": code,
             "oom": killed and attest.oom_kills() > self._ooms,
+            "strays": self._strays,
         }
-        self._restarting = False
+        self._restarting = self._strays = False
         self._ready = False
         self._send(Kind.DIED, json.dumps(facts).encode())
 
@@ -449,7 +439,7 @@ class Supervisor:
         for folder in (SCRATCH, "/dev/shm", RUN_DIR):  # noqa: S108
             empty(folder)
         self._spawn()
-        self._poll_rpc()
+        self._poll_line()
 
     # Bytes ----------------------------------------------------------------------------------------------------------
 
@@ -462,34 +452,15 @@ class Supervisor:
             self._answered = self._generation if self._ready else 0
         self._mid_answer = fragment[:1] == b"\x00"
         if self._answered == self._generation:
-            self._rpc_send(wire.encode(Kind.RPC, fragment))
+            self._to_line(wire.encode(Kind.RPC, fragment))
 
-    def _rpc_send(self, data: bytes) -> None:
-        # Never blocks: a guest that does not read its answers must not keep an interrupt from being carried.
-        self._outbox.append(memoryview(data))
-        self._unread += len(data)
-        self._flush_outbox()
+    def _to_line(self, data: bytes) -> None:
+        self._line.send(data)
+        self._poll_line()
 
-    def _flush_outbox(self) -> None:
-        try:
-            while self._outbox:
-                sent = self._rpc.send(self._outbox[0], socket.MSG_DONTWAIT)
-                self._unread -= sent
-                self._outbox[0] = self._outbox[0][sent:]
-                if not self._outbox[0]:
-                    self._outbox.popleft()
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._outbox.clear()  # the kernel closed its end; its death is reported on its own
-            self._unread = 0
-        self._poll_rpc()
-
-    def _poll_rpc(self) -> None:
-        events = self._zmq.POLLOUT if self._outbox else 0
-        if self._unread <= MAX_UNREAD:
-            events |= self._zmq.POLLIN
-        self._poller.register(self._rpc.fileno(), events)
+    def _poll_line(self) -> None:
+        events = self._zmq.POLLOUT if self._line.has_more else 0
+        self._poller.register(self._line.fileno(), events | (self._zmq.POLLIN if self._line.may_call else 0))
 
 
 def _widen(pipe: int) -> None:

@@ -6,21 +6,24 @@ event loop's monotonic clock and depends on nothing the box sends. After the dea
 
     interrupt ── 0.5 s ── interrupt ── 0.5 s ── kill every process but the supervisor ── 1 s ── give the box up
 
-so a cell ends within its timeout and 2 s, and the rest of the promised 3 s is for a busy host.
+so a cell ends within its timeout and 2 s, and the rest of the promised 3 s is for a busy host and for a box that is
+slow to take the code. What was done is told in :attr:`ExecutionResult.ladder`.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from orchestrator.errors import SandboxGoneError, SandboxStartError, ungrouped
 from orchestrator.kernel.outputs import CellFold
-from orchestrator.kernel.result import ExecutionResult, Status
+from orchestrator.kernel.result import ExecutionResult, Status, Step
 from sandbox_image import wire
 from sandbox_image.wire import Channel, Frame, Kind
 
@@ -29,11 +32,27 @@ if TYPE_CHECKING:
 
 INTERRUPT_GRACE_S = 0.5
 KILL_GRACE_S = 1.0
+# The code of a cell may take this much longer to send than the cell may run: a frame cut off in its middle would make
+# nonsense of all that follow it.
+SEND_GRACE_S = 0.5
+# A cell whose kernel must come up first waits for it as long as it may run, and this; then it has this at least to run.
+LATE_START_S = 3.0
+LEAST_S = 1.0
 MAX_LATE_MESSAGES = 100_000
 # What the supervisor gives up for, and what that means.
 _FATAL = {"no_start": "its kernel does not start", "context_changed": "the context was changed in the box"}
 
 Send = Callable[[Kind, bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a cell ended; the fields are those of :class:`ExecutionResult`."""
+
+    status: Status
+    detail: str
+    state_lost: bool = True
+    ladder: tuple[Step, ...] = ()
 
 
 def preload() -> None:
@@ -66,6 +85,7 @@ class KernelClient:
         self._session = _session()
         self._ready = anyio.Event()
         self._changed = anyio.Event()
+        self._generation = 0
         self._hello: dict[str, Any] | None = None
         self._closed = False
         self._violation = ""
@@ -84,7 +104,7 @@ class KernelClient:
         try:
             self._take(frame)
         except wire.WireError as error:
-            self._violation = self._violation or str(error)
+            self._give_up(str(error))
         self._wake()
 
     def closed(self, violation: str) -> None:
@@ -98,10 +118,14 @@ class KernelClient:
         """Whether the box can run no further cell."""
         return self._closed or bool(self._violation)
 
-    async def ended(self) -> None:
-        """Wait until the box can run no further cell."""
-        while not self.gone:
+    async def given_up(self) -> None:
+        """Wait until the box is of no use any more though its stream may be open: whatever runs in it must be ended."""
+        while not self._violation:
             await self._changed.wait()
+
+    def _give_up(self, why: str) -> None:
+        self._violation = self._violation or why
+        self._wake()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -117,6 +141,8 @@ class KernelClient:
         if frame.kind is Kind.HELLO:
             self._hello = facts
         elif frame.kind is Kind.READY:
+            generation = facts.get("generation")
+            self._generation = generation if type(generation) is int else 0
             self._ready.set()
         elif frame.kind is Kind.CUT:
             if self._fold is not None and facts.get("id") == self._message_id:
@@ -183,7 +209,7 @@ class KernelClient:
         """
         await self._until_ready()
         self._death = None  # of a try before the one that came up
-        await self._request("kernel_info_request", {})
+        await self._sent(self._request("kernel_info_request", {}))
         while not self._replied:
             if self.gone or self._death is not None:
                 raise SandboxStartError(f"the kernel ended before it answered{self._because()}")
@@ -221,33 +247,46 @@ class KernelClient:
         """
         if self.gone:
             raise SandboxGoneError(f"the box is gone{self._because()}")
-        try:
-            with anyio.fail_after(start_timeout_s):
-                await self._until_ready()
-        except (TimeoutError, SandboxStartError) as error:
-            self._violation = self._violation or "no fresh kernel came up"
-            raise SandboxGoneError(f"no fresh kernel came up{self._because()}") from error
+        asked, late = time.monotonic(), not self._ready.is_set()
+        if not await self._kernel_within(min(start_timeout_s, timeout_s + LATE_START_S), start_timeout_s):
+            detail = f"no fresh REPL was ready within {timeout_s + LATE_START_S:g} s: the code was not run"
+            return ExecutionResult("timeout", state_lost=True, elapsed_s=time.monotonic() - asked, detail=detail)
         started = time.monotonic()
+        if late:
+            timeout_s = max(timeout_s - (started - asked), min(timeout_s, LEAST_S))
         lost_before, self._lost_between = self._lost_between, ""
         fold = self._fold = CellFold(self._output_limit)
         self._death, self._flooded = None, False
         try:
             async with _waking(self._wake, stop):
-                status, state_lost, detail = await self._run(code, timeout_s, stop)
+                end = await self._run(code, timeout_s, stop)
         except anyio.get_cancelled_exc_class():
             # Nobody is left to climb the ladder: what runs in the box now is unknown, so it serves no further cell.
-            self._violation = self._violation or "a cell was abandoned"
+            self._give_up("a cell was abandoned")
             raise
         finally:
             self._fold, self._message_id = None, ""
         return fold.result(
-            status,
-            state_lost=state_lost or bool(lost_before),
-            detail="; ".join(part for part in (lost_before, detail) if part),
+            end.status,
+            state_lost=end.state_lost or bool(lost_before),
+            detail="; ".join(part for part in (lost_before, end.detail) if part),
+            ladder=end.ladder,
             elapsed_s=time.monotonic() - started,
         )
 
-    async def _run(self, code: str, timeout_s: float, stop: anyio.Event | None) -> tuple[Status, bool, str]:
+    async def _kernel_within(self, timeout_s: float, start_timeout_s: float) -> bool:
+        """Wait for the kernel; return whether it came, and raise if by ``start_timeout_s`` it should have."""
+        try:
+            with anyio.fail_after(timeout_s):
+                await self._until_ready()
+        except (TimeoutError, SandboxStartError) as error:
+            if isinstance(error, TimeoutError) and timeout_s < start_timeout_s:
+                return False
+            self._give_up("no fresh kernel came up")
+            raise SandboxGoneError(f"no fresh kernel came up{self._because()}") from error
+        return True
+
+    async def _run(self, code: str, timeout_s: float, stop: anyio.Event | None) -> _End:
         content = {
             "code": code.encode("utf-8", "replace").decode(),
             "silent": False,
@@ -256,8 +295,13 @@ class KernelClient:
             "allow_stdin": False,
             "stop_on_error": False,
         }
-        with anyio.move_on_after(timeout_s):
+        deadline = anyio.current_time() + timeout_s
+        with anyio.CancelScope(deadline=deadline + SEND_GRACE_S) as sending:
             await self._sent(self._request("execute_request", content))
+        if sending.cancelled_caught:
+            self._give_up("it did not take the code of a cell")
+            return _End("timeout", f"it did not take the code: {_TOLD['destroy']}", ladder=("destroy",))
+        with anyio.CancelScope(deadline=deadline):
             while not self._over and not self._flooded and not (stop and stop.is_set()):
                 await self._changed.wait()
         if self._over:
@@ -274,37 +318,63 @@ class KernelClient:
         except anyio.BrokenResourceError:
             self._closed = True
 
-    def _outcome(self) -> tuple[Status, bool, str]:
+    def _outcome(self) -> _End:
         if self._fold is None:
             raise RuntimeError("no cell is open")
         if self._violation:
-            return "protocol_error", True, f"the box broke the protocol: {self._violation}"
+            return _End("protocol_error", f"the box broke the protocol: {self._violation}")
         if self._replied:
-            return self._fold.replied or "error", False, ""
+            return _End(self._fold.replied or "error", "", state_lost=False)
         if self._death is not None:
-            return ("oom" if self._death.get("oom") is True else "died"), True, _describe_death(self._death)
-        return "died", True, "the box ended"
+            return _End("oom" if self._death.get("oom") is True else "died", _describe_death(self._death))
+        return _End("died", "the box ended")
 
-    async def _ladder(self, why: Status, reason: str) -> tuple[Status, bool, str]:
-        for step, kind, grace_s in (
-            ("interrupted", Kind.INTERRUPT, INTERRUPT_GRACE_S),
-            ("interrupted twice", Kind.INTERRUPT, INTERRUPT_GRACE_S),
-            ("its process was killed", Kind.RESTART, KILL_GRACE_S),
-        ):
-            # Sending is a part of the time, too: a box that does not read must not win any.
-            with anyio.move_on_after(grace_s):
-                await self._sent(self._send(kind, b""))
-                while not self._over:
-                    await self._changed.wait()
-            if self._over:
-                lost = not self._replied
-                status = self._outcome()[0]
-                return (status if status in ("oom", "protocol_error") else why), lost, f"{reason}: {step}"
-        self._violation = "it did not end its kernel"
-        return why, True, f"{reason}: the box was destroyed"
+    async def _ladder(self, why: Status, reason: str) -> _End:
+        """Climb from step to step until the cell is over.
+
+        A step's order is sent by a task that the step's end does not cut off: it may have to wait behind a long answer
+        to a call, and half a frame would make nonsense of all that follow it.
+        """
+        steps: tuple[tuple[Step, Kind, float], ...] = (
+            ("interrupt", Kind.INTERRUPT, INTERRUPT_GRACE_S),
+            ("interrupt", Kind.INTERRUPT, INTERRUPT_GRACE_S),
+            ("kill", Kind.RESTART, KILL_GRACE_S),
+        )
+        climbed: list[Step] = []
+        with ungrouped():
+            async with anyio.create_task_group() as sends:
+                for step, kind, grace_s in steps:
+                    climbed.append(step)
+                    sends.start_soon(self._sent, self._order(kind))
+                    with anyio.move_on_after(grace_s):
+                        while not self._over:
+                            await self._changed.wait()
+                    if self._over:
+                        break
+                ended = self._over
+                sends.cancel_scope.cancel()
+        if ended:
+            outcome = self._outcome()
+            status = outcome.status if outcome.status in ("oom", "protocol_error") else why
+            return _End(status, f"{reason}: {_told(climbed)}", not self._replied, tuple(climbed))
+        self._give_up("it did not end its kernel")
+        climbed.append("destroy")
+        return _End(why, f"{reason}: {_told(climbed)}", ladder=tuple(climbed))
+
+    async def _order(self, kind: Kind) -> None:
+        # It names the kernel that is meant: one that came up meanwhile has done nothing.
+        await self._send(kind, json.dumps({"generation": self._generation}).encode())
 
     def _because(self) -> str:
         return f": {self._violation}" if self._violation else ""
+
+
+_TOLD = {"kill": "its process was killed", "destroy": "the box was destroyed"}
+
+
+def _told(climbed: list[Step]) -> str:
+    """Return, for people, the step that ended the cell."""
+    return _TOLD.get(climbed[-1]) or ("interrupted" if len(climbed) == 1 else "interrupted twice")
 
 
 def _ended_by(stop: anyio.Event | None, timeout_s: float, *, flooded: bool) -> tuple[Status, str]:
@@ -312,7 +382,7 @@ def _ended_by(stop: anyio.Event | None, timeout_s: float, *, flooded: bool) -> t
         return "output_limit", "it printed without end"
     if stop and stop.is_set():
         return "cancelled", "it was asked to stop"
-    return "timeout", f"it ran longer than {timeout_s:g} s"
+    return "timeout", f"it ran longer than {round(timeout_s, 3):g} s"
 
 
 @asynccontextmanager
@@ -335,6 +405,8 @@ async def _waking(wake: Callable[[], None], stop: anyio.Event | None) -> AsyncIt
 
 def _describe_death(facts: dict[str, Any]) -> str:
     code = facts.get("code")
+    if facts.get("strays") is True:
+        return "the processes it left behind could not be ended one by one, so the REPL was ended with them"
     if facts.get("oom") is True:
         return "the REPL process was killed because the sandbox's memory was used up"
     if type(code) is int and code < 0:

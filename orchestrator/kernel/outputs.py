@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.kernel.result import CellError, ExecutionResult, Status
+from orchestrator.kernel.result import CellError, ExecutionResult, Status, Step
 from sandbox_image import wire
 
 # The box cuts each stream at its limit and adds the tail and marks: twice the limit leaves room for those.
@@ -88,7 +88,13 @@ class CellFold:
         self._truncated = self._truncated or bool(facts.get("dropped")) or facts.get("shortened") is True
 
     def result(
-        self, status: Status, *, elapsed_s: float, state_lost: bool = False, detail: str = ""
+        self,
+        status: Status,
+        *,
+        elapsed_s: float,
+        state_lost: bool = False,
+        detail: str = "",
+        ladder: tuple[Step, ...] = (),
     ) -> ExecutionResult:
         """Return the outcome."""
         return ExecutionResult(
@@ -101,6 +107,7 @@ class CellFold:
             truncated=self._truncated,
             elapsed_s=elapsed_s,
             detail=detail,
+            ladder=ladder,
         )
 
     def _write(self, name: str, text: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Status = Literal["ok", "error", "timeout", "output_limit", "oom", "died", "protocol_error", "cancelled"]
+Step = Literal["interrupt", "kill", "destroy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class ExecutionResult:
         truncated: some output was cut.
         elapsed_s: seconds from sending the cell to its end, on the host's monotonic clock.
         detail: for people: what was done to end the cell, or how the process died.
+        ladder: what was done to end the cell, in that order; nothing for one that ended by itself. ``interrupt``:
+            SIGINT to the process group of the REPL; ``kill``: SIGKILL to every process of the box but its supervisor,
+            which starts a fresh REPL; ``destroy``: the box was given up.
     """
 
     status: Status
@@ -46,6 +50,7 @@ class ExecutionResult:
     truncated: bool = False
     elapsed_s: float = 0.0
     detail: str = ""
+    ladder: tuple[Step, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -54,4 +59,4 @@ class ExecutionResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as ``rlm-sandbox exec --json`` prints it."""
-        return asdict(self)
+        return {**asdict(self), "ladder": list(self.ladder)}

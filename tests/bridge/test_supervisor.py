@@ -285,7 +285,14 @@ class TestCalls:
 
     async def test_threads_that_hang_in_calls_do_not_use_up_the_window(self, tmp_path: Path) -> None:
         window = POLICY.models.window - 1  # one place is kept for what is answered at once
-        code = f"import threading\nfor _ in range({window}): threading.Thread(target=llm_query, args=('hang',)).start()"
+        # A call that came too late for its cell would be refused before it is sent.
+        code = f"""
+import threading, time
+sent = get_ipython().kernel.guest_api._connection._waiting
+while sent: time.sleep(0.01)
+for _ in range({window}): threading.Thread(target=llm_query, args=('hang',)).start()
+while len(sent) < {window}: time.sleep(0.01)
+"""
         desk = Desk()
         async with bridge(tmp_path, rpc=desk) as (client, mux):
             for round_ in range(1, 4):
@@ -308,7 +315,7 @@ class TestCalls:
             peer = Peer(stream)
             await peer.until_ready()
             await peer.send(Kind.RPC, b"\x00" + wire.pack_message({"id": "0" * 32, "result": {}}, b"begun"))
-            await peer.send(Kind.RESTART)
+            await peer.send(Kind.RESTART, b'{"generation":1}')
             await peer.receive(Kind.DIED)
             await peer.send(Kind.RPC, b"\x00 while there is none")
             await peer.receive(Kind.READY)

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from orchestrator import prepared
+from orchestrator import interpreter
 from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.policy import Policy
 from orchestrator.sandbox import container, effective, hardening, image
@@ -49,11 +49,11 @@ async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]
         weaken(config)
         async with (
             container.started(engine, config) as started,
-            prepared._served(started, policy, refuse_everything) as (client, mux),
+            interpreter._served(started, policy, refuse_everything) as (client, mux),
         ):
             with anyio.fail_after(policy.limits.start_timeout_s):
                 async with anyio.create_task_group() as starting:
-                    starting.start_soon(prepared._send_context, mux, None)
+                    starting.start_soon(interpreter._send_context, mux, None)
                     facts = await client.hello()
                 await client.handshake()
             info = BoxInfo(
@@ -137,5 +137,17 @@ def with_seccomp(profile: str | None) -> Weaken:
     def weaken(config: Config) -> None:
         options = [option for option in config["HostConfig"]["SecurityOpt"] if not option.startswith("seccomp=")]
         config["HostConfig"]["SecurityOpt"] = options + ([] if profile is None else [f"seccomp={profile}"])
+
+    return weaken
+
+
+def with_supervisor(patch: str) -> Weaken:
+    """Return what gives a box a supervisor changed by ``patch``: statements about the module ``supervisor``."""
+    program = (
+        f"import sys; sys.path.insert(0, '/opt/box'); from sandbox_image import supervisor; {patch}; supervisor.main()"
+    )
+
+    def weaken(config: Config) -> None:
+        config["Entrypoint"] = [*config["Entrypoint"][:-1], "-c", program]
 
     return weaken

@@ -506,7 +506,18 @@ def test_exec_with_json_prints_the_list_of_results_exactly(
     told = json.loads(out)
     assert told[0] == failed.to_dict()
     assert [item["status"] for item in told] == ["timeout", "ok"]
-    documented = ["status", "state_lost", "stdout", "stderr", "result", "error", "truncated", "elapsed_s", "detail"]
+    documented = [
+        "status",
+        "state_lost",
+        "stdout",
+        "stderr",
+        "result",
+        "error",
+        "truncated",
+        "elapsed_s",
+        "detail",
+        "ladder",
+    ]
     assert list(told[0]) == documented
     assert list(told[0]["error"]) == ["name", "value", "traceback"]
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context, copy_context
 from typing import Any
 
 import pytest
@@ -227,6 +228,26 @@ def serve(host: FakeHost, window: int = 2, **failing: str) -> None:
         return {"result": {}}, body.upper()
 
     host.answer = answer
+
+
+class TestWhoAsks:
+    def test_only_the_open_cell_and_what_it_started_is_heard(self, host: FakeHost, api: GuestApi) -> None:
+        host.answer = lambda _head, body: ({"result": {}}, body)
+        api.begin_cell()
+        first = copy_context()  # as a thread or task that the first cell starts has it
+        assert api.llm_query("its own") == "its own"
+        assert first.run(api.llm_query, "its thread's") == "its thread's"
+        api.end_cell()
+        for context in (copy_context(), first, Context()):
+            with pytest.raises(QueryRefused) as refused:
+                context.run(api.llm_query, "between cells")
+            assert refused.value.reason == "cell_over"
+        api.begin_cell()
+        assert api.llm_query("the next") == "the next"
+        with pytest.raises(QueryRefused) as refused:
+            first.run(api.llm_query, "from the first")
+        assert refused.value.reason == "cell_over"
+        assert [body for _, body in host.calls] == ["its own", "its thread's", "the next"]
 
 
 class TestBatches:

@@ -252,6 +252,68 @@ class TestCells:
             assert result.detail == "it was asked to stop: interrupted"
             assert (await cell(client, guest, answer)).ok
 
+    async def test_orders_name_the_kernel_they_are_for(self) -> None:
+        orders: list[tuple[Kind, object]] = []
+
+        async def stubborn(guest: HostileGuest, _request: str) -> None:
+            while not orders or orders[-1][0] is not Kind.RESTART:
+                frame = await guest.receive(Kind.INTERRUPT, Kind.RESTART)
+                orders.append((frame.kind, json.loads(frame.payload)))
+            await guest.died(code=-9)
+            await guest.send(Kind.READY, {"generation": 2})
+
+        async with ready() as (client, guest):
+            for generation in (1, 2):
+                orders.clear()
+                result = await cell(client, guest, stubborn)
+                assert (result.status, result.ladder) == ("timeout", ("interrupt", "interrupt", "kill"))
+                meant = {"generation": generation}
+                assert orders == [(Kind.INTERRUPT, meant), (Kind.INTERRUPT, meant), (Kind.RESTART, meant)]
+
+    @pytest.mark.parametrize("generation", [None, "1", 1.5, True, [1]])
+    async def test_a_kernel_without_a_number_is_none_that_could_be_meant(self, generation: object) -> None:
+        async def restarts(guest: HostileGuest, _request: str) -> None:
+            await guest.died()
+            await guest.send(Kind.READY, {"generation": generation})
+
+        async with ready() as (client, guest):
+            await cell(client, guest, restarts)
+            with anyio.fail_after(3):
+                await client._until_ready()
+            assert client._generation == 0
+
+    async def test_a_cell_that_is_asked_for_while_no_kernel_is_up_ends_in_time_and_costs_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(clients, "LATE_START_S", GRACE)
+        async with ready() as (client, guest):
+            assert (await cell(client, guest, lambda guest, _: guest.died())).status == "died"
+            with anyio.fail_after(BOUND):
+                result = await client.execute("1", TIMEOUT, 60.0)
+            assert (result.status, result.state_lost, result.ladder) == ("timeout", True, ())
+            assert "the code was not run" in result.detail
+            await guest.send(Kind.READY, {"generation": 2})
+            assert (await cell(client, guest, answer)).ok
+
+    async def test_what_a_late_kernel_took_is_not_given_to_the_cell_again(self) -> None:
+        async def late(guest: HostileGuest) -> None:
+            await anyio.sleep(1)
+            await guest.send(Kind.READY, {"generation": 2})
+            await guest.request()
+
+        async with ready() as (client, guest), anyio.create_task_group() as tasks:
+            await cell(client, guest, lambda guest, _: guest.died())
+            tasks.start_soon(late, guest)
+            with anyio.fail_after(BOUND):
+                result = await client.execute("1", 1.5, 60.0)
+            assert (result.status, result.elapsed_s >= clients.LEAST_S) == ("timeout", True)
+            assert result.elapsed_s < 1.5
+
+    async def test_what_could_not_be_ended_one_by_one_is_told(self) -> None:
+        result = await outcome(lambda guest, _: guest.died(code=-9, strays=True))
+        assert (result.status, result.state_lost) == ("died", True)
+        assert "could not be ended one by one" in result.detail
+
     async def test_a_cell_that_will_not_be_stopped_is_killed(self) -> None:
         stop = anyio.Event()
         stop.set()
@@ -474,6 +536,9 @@ class TestLadder:
             with anyio.fail_after(BOUND):
                 result = await client.execute("x" * 100, TIMEOUT, START)
             assert (result.status, result.state_lost, client.gone) == ("timeout", True, True)
+            assert (result.ladder, result.detail) == (("destroy",), "it did not take the code: the box was destroyed")
+            with anyio.fail_after(BOUND):
+                await client.given_up()
 
 
 @pytest.mark.parametrize(
