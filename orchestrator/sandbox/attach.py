@@ -96,6 +96,10 @@ class AttachStream:
 
     async def aclose(self) -> None:
         """Close the connection: to the supervisor this is the end of its input, and so of the box."""
+        self.close()
+
+    def close(self) -> None:
+        """Do so without an event loop."""
         if not self._closed:
             with self._in_use(), suppress(OSError):  # the engine may have closed it first
                 self._closed = True

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ EXPIRES_LABEL = "io.rlm-sandbox.expires"
 LEASE_SLACK_S = 600
 # A container goes in 0.1 s; on a machine that is full of work it has taken 3 s.
 END_TIMEOUT_S = 10
+ENDING = "end of a container"
 REMOVE_TIMEOUT_S = 15
 # Begun anywhere, so that the boxes of two orchestrators seldom have the same.
 _uids = itertools.count(secrets.randbelow(1 << 20))
@@ -116,24 +118,65 @@ async def started(engine: Engine, config: dict[str, Any]) -> AsyncIterator[Conta
     Raises:
         EngineUnavailableError: the engine refused a step or does not answer.
     """
-    name, identity = f"rlm-sandbox-{secrets.token_hex(6)}", ""
-
-    def create_and_attach() -> AttachStream:
-        nonlocal identity
-        identity = engine.create(config, name)
-        return AttachStream(engine.attach(name))
-
-    stream: AttachStream | None = None
+    life = _Life(engine, config)
     try:
         # Not abandoned on cancellation: what the engine has begun to create must be known to be removed.
-        stream = await to_thread.run_sync(create_and_attach)
-        await to_thread.run_sync(_start, engine, name, identity)
-        yield Container(name, stream)
+        stream = await to_thread.run_sync(life.create)
+        await to_thread.run_sync(life.start)
+        yield Container(life.name, stream)
     finally:
         with anyio.CancelScope(shield=True):
-            if stream is not None:
-                await stream.aclose()
-            await _bounded(lambda: engine.end(name, END_TIMEOUT_S))
+            await _bounded(life)
+
+
+class _Life:
+    """What is asked of the engine for one container: one step at a time, and none after its end.
+
+    Anyio lets no cancellation leave a step behind that is under way in its thread. asyncio's own ``task.cancel()``
+    does: then the end waits here for that step, and takes back what it made.
+    """
+
+    def __init__(self, engine: Engine, config: dict[str, Any]) -> None:
+        self.name = f"rlm-sandbox-{secrets.token_hex(6)}"
+        self._engine = engine
+        self._config = config
+        self._step = threading.Lock()
+        self._identity = ""
+        self._over = False
+        self._stream: AttachStream | None = None
+
+    def create(self) -> AttachStream:
+        """Create the container, and attach to it."""
+        with self._next():
+            self._identity = self._engine.create(self._config, self.name)
+            self._stream = AttachStream(self._engine.attach(self.name))
+            return self._stream
+
+    def start(self) -> None:
+        """Start it."""
+        with self._next():
+            _start(self._engine, self.name, self._identity)
+
+    def hang_up(self) -> None:
+        """Close the stream, which ends the box; of a step under way, :meth:`end` will."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def end(self) -> None:
+        """See it off."""
+        with self._step:
+            self._over = True
+            self.hang_up()
+            # Failing that, the closed stream ends the box all the same, and a later sweep takes what is left of it.
+            with suppress(EngineUnavailableError):
+                self._engine.end(self.name, END_TIMEOUT_S)
+
+    @contextmanager
+    def _next(self) -> Iterator[None]:
+        with self._step:
+            if self._over:
+                raise EngineUnavailableError("the container was given up before it was there")
+            yield
 
 
 def _start(engine: Engine, name: str, identity: str) -> None:
@@ -149,8 +192,10 @@ def _start(engine: Engine, name: str, identity: str) -> None:
         raise
 
 
-async def _bounded(remove: Callable[[], None]) -> None:
+async def _bounded(life: _Life) -> None:
+    life.hang_up()
+    # A thread of its own: it does its work even if this task is cancelled once more, and whoever waits for it.
+    ending = threading.Thread(target=life.end, name=ENDING)
+    ending.start()
     with anyio.move_on_after(REMOVE_TIMEOUT_S):
-        # Failing that, the closed stream ends the box all the same, and a later sweep takes what is left of it.
-        with suppress(EngineUnavailableError):
-            await to_thread.run_sync(remove, abandon_on_cancel=True)
+        await to_thread.run_sync(ending.join, REMOVE_TIMEOUT_S, abandon_on_cancel=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import anyio
 import docker
 import pytest
+import requests
 from anyio import from_thread, to_thread
 
 from orchestrator import bundle
@@ -19,7 +22,7 @@ from orchestrator.errors import EngineUnavailableError, ImageError, SandboxGoneE
 from orchestrator.interpreter import Sandbox
 from orchestrator.kernel.client import KernelClient
 from orchestrator.sandbox import container, hardening, image
-from orchestrator.sandbox.container import OWNER_LABEL, sweep
+from orchestrator.sandbox.container import EXPIRES_LABEL, OWNER_LABEL, sweep
 from orchestrator.sandbox.engine import Engine
 from tests.support.live import LADDER_S, POLICY, REMOVAL_S, TIMEOUT, box, left_behind, value
 
@@ -160,49 +163,147 @@ class TestMany:
         assert [await count() for _ in range(3)] == [first] * 3
 
 
+# Says who owns its boxes, and again when it is at a stage, which it then never leaves.
 OWNER = """
-import sys, anyio
+import sys, threading, time
+import anyio
+from anyio import to_thread
 from orchestrator.interpreter import Sandbox
-from orchestrator.policy import Policy
+from orchestrator.sandbox import container
+from orchestrator.sandbox.engine import Engine
+from tests.support.live import POLICY
+stage = sys.argv[1]
+def here():
+    print("here", flush=True)
+    time.sleep(1000)
+step, _, when = stage.partition(" ")
+if when:
+    done = getattr(Engine, step)
+    def stopping(*arguments):
+        if when == "before": here()
+        if when == "during": print("here", flush=True)
+        found = done(*arguments)
+        here()
+    setattr(Engine, step, stopping)
+async def asked(call):
+    here()
 async def main():
-    async with Sandbox.open(Policy().override(["limits.memory_mb=384"])) as opened:
-        print(opened.info.container, flush=True)
-        await opened.execute("import time; time.sleep(1000)")
+    async with Sandbox.open(POLICY, "the context", rpc=asked) as opened:
+        if stage == "cell":
+            threading.Timer(0.3, here).start()
+            await opened.execute("while True: pass")
+        elif stage == "ladder":
+            opened._client._outcome = here
+            await opened.execute("import time; time.sleep(1000)", 0.1)
+        elif stage == "call":
+            await opened.execute("llm_query('x')")
+print(container.owner(), flush=True)
 anyio.run(main)
 """
+STAGES = [
+    *(f"{step} {when}" for step in ("create", "attach", "start", "inspect", "end") for when in ("before", "during")),
+    *("end after", "cell", "ladder", "call"),
+]
+# Where the engine had only made the container, or was making it: nothing runs in it, and nobody is there to remove it.
+NOT_STARTED = {"create during", "attach before", "attach during", "start before", "start during"}
 
 
 class TestOrphans:
-    async def test_a_box_whose_owner_is_killed_is_gone_at_once(self, engine: Engine) -> None:
+    async def killed_at(self, engine: Engine, stage: str) -> str:
+        """Kill an owner at ``stage``; return what it took until nothing was left."""
         process = await anyio.open_process(
-            [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, cwd=str(bundle.path("."))
+            [sys.executable, "-c", OWNER, stage], stdout=subprocess.PIPE, cwd=str(bundle.path("."))
         )
         assert process.stdout is not None
-        name = (await process.stdout.receive()).decode().strip()
-        assert engine.inspect(name)["State"]["Running"]
+        said = b""
+        with anyio.fail_after(TIMEOUT):
+            while b"here" not in said:
+                said += await process.stdout.receive()
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        await process.aclose()
+        mine = f"{OWNER_LABEL}={said.decode().splitlines()[0]}"
+
+        def left() -> list[str]:
+            for found in engine.containers(mine):
+                if found.state != "created":
+                    with suppress(docker.errors.APIError, requests.RequestException):
+                        engine._api.wait(found.id, timeout=int(LADDER_S), condition="removed")
+            return [found.id for found in engine.containers(mine)]
+
+        if not await to_thread.run_sync(left):
+            return "gone"
+        await sweep(engine)
+        return "swept" if not await to_thread.run_sync(left) else "left"
+
+    async def test_a_box_whose_owner_is_killed_at_any_point_is_gone_at_once_or_after_a_sweep(
+        self, engine: Engine
+    ) -> None:
+        found: dict[str, str] = {}
+        few = anyio.CapacityLimiter(3)
+
+        async def one(stage: str) -> None:
+            async with few:
+                found[stage] = await self.killed_at(engine, stage)
+
+        async with anyio.create_task_group() as tasks:
+            for stage in STAGES:
+                tasks.start_soon(one, stage)
+        assert set(found) == set(STAGES)
+        assert {stage for stage, how in found.items() if how == "left"} == set()
+        assert {stage for stage, how in found.items() if how == "swept"} <= NOT_STARTED
+        assert found["start before"] == "swept"  # without which it would be there still
+
+    async def test_a_box_whose_owner_is_killed_is_gone_within_a_second(self, engine: Engine) -> None:
+        process = await anyio.open_process(
+            [sys.executable, "-c", OWNER, "cell"], stdout=subprocess.PIPE, cwd=str(bundle.path("."))
+        )
+        assert process.stdout is not None
+        said = b""
+        while b"here" not in said:
+            said += await process.stdout.receive()
+        (box,) = engine.containers(f"{OWNER_LABEL}={said.decode().splitlines()[0]}")
+        assert engine.inspect(box.id)["State"]["Running"]
+        began = time.monotonic()
         process.send_signal(signal.SIGKILL)
         await process.aclose()
 
-        def removed() -> bool:
-            try:
-                engine._api.wait(name, timeout=REMOVAL_S, condition="removed")
-            except docker.errors.NotFound:
-                return True
-            return True
+        def removed() -> float:
+            with suppress(docker.errors.NotFound):
+                engine._api.wait(box.id, timeout=REMOVAL_S, condition="removed")
+            return time.monotonic() - began
 
-        with anyio.fail_after(LADDER_S):
-            assert await to_thread.run_sync(removed)
+        # A second on a machine that has nothing else to do.
+        assert await to_thread.run_sync(removed) < LADDER_S
 
     async def test_what_a_dead_owner_left_behind_is_swept_and_what_a_living_one_has_is_not(
         self, engine: Engine
     ) -> None:
         host, _, _ = container.owner().rpartition(f":{os.getpid()}:")
+        past, future = str(int(time.time()) - 1), str(int(time.time()) + 1000)
+        # Who owns it, when it expires, and whether it is to go. The third and fourth cannot be asked whether they live.
+        owners = {
+            "dead": (f"{host}:4194304:1", future, True),
+            "pid in use again": (f"{host}:{os.getpid()}:1", future, True),
+            "elsewhere, expired": ("other-boot:pid-1:1:1", past, True),
+            "elsewhere": ("other-boot:pid-1:1:1", future, False),
+            "alive, expired": (container.owner(), past, False),
+        }
         found = image.find(engine)
-        orphan = hardening.container_config(POLICY, found.id, "{}", {OWNER_LABEL: f"{host}:4194304:1"})
-        orphan["HostConfig"]["SecurityOpt"] = []
-        async with box(engine) as opened:
-            engine.create(orphan, "rlm-sandbox-orphan-of-a-test")
-            (identity,) = [item.id for item in engine.containers(f"{OWNER_LABEL}={orphan['Labels'][OWNER_LABEL]}")]
-            assert identity in await sweep(engine)
-            assert await value(opened, "1") == 1
+        made: dict[str, str] = {}
+        try:
+            async with box(engine) as opened:
+                for name, (owner, expires, _) in owners.items():
+                    labels = {OWNER_LABEL: owner, EXPIRES_LABEL: expires}
+                    config = hardening.container_config(POLICY, found.id, "{}", labels)
+                    config["HostConfig"]["SecurityOpt"] = []
+                    made[name] = engine.create(config, f"rlm-sandbox-of-a-test-{secrets.token_hex(6)}")
+                swept = await sweep(engine)
+                assert {name: made[name] in swept for name in made} == {
+                    name: goes for name, (_, _, goes) in owners.items()
+                }
+                assert await value(opened, "1") == 1
+        finally:
+            for identity in made.values():
+                engine.end(identity, REMOVAL_S)
         assert left_behind(engine) == []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
-from anyio import from_thread
+from anyio import from_thread, to_thread
 
 from orchestrator.errors import EngineUnavailableError
 from orchestrator.policy import Policy
@@ -135,6 +138,53 @@ class TestLife:
         assert scope.cancelled_caught
         assert not fake.present
         assert fake.hung_up()
+        fake.close()
+
+    @pytest.mark.parametrize("waits", [True, False], ids=["", "without the wait for the step"])
+    async def test_a_task_that_asyncio_cancels_in_the_middle_of_a_step_leaves_nothing(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        waits: bool,  # noqa: FBT001
+    ) -> None:
+        """The step goes on in its thread, which anyio shields from cancellations of its own kind alone."""
+        if not waits:
+            monkeypatch.setattr(containers._Life, "_next", lambda _life: nullcontext())
+        asked, ended, loop = threading.Event(), threading.Event(), asyncio.get_running_loop()
+
+        class SlowEngine(FakeEngine):
+            def create(self, config: dict[str, Any], name: str) -> str:
+                loop.call_soon_threadsafe(task.cancel)
+                # The engine takes its time; in the twin, until the end of the container has come and gone.
+                (asked if waits else ended).wait(BOUND)
+                return super().create(config, name)
+
+            def attach(self, container: str) -> socket.socket:
+                streams.append(super().attach(container))
+                return streams[-1]
+
+            def end(self, container: str, timeout_s: float) -> None:
+                super().end(container, timeout_s)
+                ended.set()
+
+        async def live() -> None:
+            async with started(engine(fake), {}):
+                await anyio.sleep_forever()
+
+        fake, streams = SlowEngine(), list[socket.socket]()
+        task = asyncio.create_task(live())
+        loop.call_later(0.05, asked.set)
+        with anyio.fail_after(2 * BOUND), pytest.raises(asyncio.CancelledError):
+            await task
+        for thread in threading.enumerate():
+            if thread.name == containers.ENDING:
+                await to_thread.run_sync(thread.join)
+        with anyio.fail_after(BOUND):
+            while not waits and not streams:
+                await anyio.lowlevel.checkpoint()
+        assert bool(fake.present) is not waits
+        assert all(stream.fileno() < 0 for stream in streams) is waits
+        for stream in streams:
+            stream.close()
         fake.close()
 
     async def test_an_engine_that_refuses_the_removal_does_not_hide_the_result(self) -> None:
