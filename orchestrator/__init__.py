@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from orchestrator.kernel.result import ExecutionResult
     from orchestrator.models.base import Message, Model, ModelReply, ModelRequest, Usage
     from orchestrator.policy import Policy
-    from orchestrator.pool import Pool
     from orchestrator.rlm.api import RLM
     from orchestrator.rlm.result import Result
     from orchestrator.trajectory.journal import read as read_journal
@@ -42,7 +41,6 @@ _HOMES = {
     "ModelReply": "models.base",
     "ModelRequest": "models.base",
     "Policy": "policy",
-    "Pool": "pool",
     "RLM": "rlm.api",
     "Result": "rlm.result",
     "RlmSandboxError": "errors",
@@ -68,7 +66,6 @@ __all__ = [
     "ModelReply",
     "ModelRequest",
     "Policy",
-    "Pool",
     "Result",
     "RlmSandboxError",
     "RpcCall",

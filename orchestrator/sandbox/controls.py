@@ -115,7 +115,7 @@ CONTROLS: tuple[Control, ...] = (
     Control(
         id="H9",
         what="scratch is sized, in memory, and not executable",
-        sets="`Tmpfs` with size, nr_inodes, noexec, nosuid, nodev; `ShmSize`",
+        sets="`Tmpfs` with size, nr_inodes, noexec, nosuid, nodev; the engine's own /dev/shm is one of them",
         stops="filling the host's disk or inodes, dropped programs",
         engine=lambda record, wanted: host(record)["Tmpfs"] == tmpfs(wanted.policy),
         inside=readback.scratch,

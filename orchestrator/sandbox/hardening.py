@@ -20,8 +20,11 @@ WORKDIR = "/work"
 SCRATCH = "/tmp"  # noqa: S108 - a tmpfs of each box, not a shared folder
 RUN_DIR = "/run/box"
 ENTRYPOINT = ["/opt/box/python", "-I", "-B", "-u", "/opt/box/sandbox_image/supervisor.py"]
-# multiprocessing's semaphores live in /dev/shm; a pool of any size the pids limit allows fits.
+# multiprocessing's semaphores live there; a pool of any size the pids limit allows fits. The engine's own mount has
+# room for as many files as half the host's memory has pages: the supervisor would drown in what it has to clear away.
+SHM = "/dev/shm"  # noqa: S108 - the box's
 SHM_MB = 16
+SHM_INODES = 1024
 # Sockets, profile and the growth of tmpfs metadata beside the context.
 RUN_DIR_SLACK_MB = 8
 RUN_DIR_INODES = 256
@@ -123,6 +126,7 @@ def tmpfs(policy: Policy) -> dict[str, str]:
     return {
         SCRATCH: f"{options},size={limits.tmp_mb}m,nr_inodes={limits.tmp_inodes},mode=700",
         RUN_DIR: f"{options},size={limits.context_mb + RUN_DIR_SLACK_MB}m,nr_inodes={RUN_DIR_INODES},mode=700",
+        SHM: f"{options},size={SHM_MB}m,nr_inodes={SHM_INODES},mode=700",
     }
 
 
@@ -176,7 +180,6 @@ def container_config(policy: Policy, image: str, seccomp: str, labels: dict[str,
             "CgroupnsMode": "private",
             "PidMode": "",
             "UTSMode": "",
-            "ShmSize": SHM_MB * MIB,
             "Memory": memory,
             "MemorySwap": memory,
             "OomKillDisable": False,

@@ -21,6 +21,8 @@ from orchestrator.sandbox.hardening import (
     RUN_DIR_INODES,
     RUN_DIR_SLACK_MB,
     SCRATCH,
+    SHM,
+    SHM_INODES,
     SHM_MB,
     Record,
     Wanted,
@@ -106,7 +108,7 @@ def scratch(facts: Record, wanted: Wanted) -> bool:
     bounds = {
         SCRATCH: (limits.tmp_mb, {f"nr_inodes={limits.tmp_inodes}"}),
         RUN_DIR: (limits.context_mb + RUN_DIR_SLACK_MB, {f"nr_inodes={RUN_DIR_INODES}"}),
-        "/dev/shm": (SHM_MB, set[str]()),  # noqa: S108 - the box's
+        SHM: (SHM_MB, {f"nr_inodes={SHM_INODES}"}),
     }
     for where, (megabytes, inodes) in bounds.items():
         mount = _mounted(facts, where)

@@ -81,7 +81,8 @@ WEAKENED: dict[str, tuple[Weaken, set[str]]] = {
     "executable scratch": (tmpfs("/tmp", "noexec", "exec"), {"H9"}),  # noqa: S108 - the box's
     "larger scratch": (tmpfs("/tmp", "size=8m", "size=64m"), {"H9"}),  # noqa: S108
     "more inodes": (tmpfs("/tmp", "nr_inodes=256", "nr_inodes=0"), {"H9"}),  # noqa: S108
-    "a larger shm": (host(ShmSize=64 << 20), {"H9"}),
+    "a larger shm": (tmpfs("/dev/shm", "size=16m", "size=64m"), {"H9"}),  # noqa: S108
+    "the engine's own shm": (lambda config: config["HostConfig"]["Tmpfs"].pop("/dev/shm"), {"H9"}),  # noqa: S108
     "a folder of the host": (host(Binds=["/etc:/host:ro"]), {"H10"}),
     "shareable IPC": (host(IpcMode="shareable"), {"H11"}),
     "the host's cgroups": (host(CgroupnsMode="host"), {"H12", "H27"}),

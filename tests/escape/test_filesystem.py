@@ -201,6 +201,33 @@ attempt(make), made
         assert POLICY.limits.tmp_inodes - 10 < made < POLICY.limits.tmp_inodes
         assert await ask(engine, code, weaken=scratch("nr_inodes=256", "nr_inodes=4096")) == ("done", 2000)
 
+    @pytest.mark.parametrize(("folder", "most"), [("/dev/shm", 1024), ("/run/box", 256)])  # noqa: S108 - the box's
+    @otherwise_under_gvisor("releases before 2026-07 do not limit the number of files")
+    @case("RE10", controls="H9", twin="H9")
+    async def test_the_other_two_hold_so_many_as_well(self, engine: Engine, folder: str, most: int) -> None:
+        code = f"""
+made = 0
+def make():
+    global made
+    while made < 100_000:
+        os.close(os.open(f"{folder}/many-{{made}}", os.O_CREAT | os.O_WRONLY))
+        made += 1
+attempt(make), made
+"""
+
+        def without_a_limit(config: Config) -> None:
+            mounts = config["HostConfig"]["Tmpfs"]
+            mounts[folder] = mounts[folder].replace(f"nr_inodes={most}", "nr_inodes=200000")
+
+        async with box(engine) as opened:
+            said, made = await value(opened, ATTEMPT + code)
+            assert said == "ENOSPC"
+            assert most / 2 < made < most
+            # They are no hindrance to the kernel that follows, nor to the supervisor that clears them away.
+            assert (await opened.execute("os._exit(0)")).status == "died"
+            assert await value(opened, "import os; os.listdir('/dev/shm')") == []
+        assert await ask(engine, code, weaken=without_a_limit) == ("done", 100_000)
+
     @case("FS17", controls="H9", twin="H9")
     async def test_shared_memory_is_bounded_as_well(self, engine: Engine) -> None:
         code = """
@@ -212,7 +239,8 @@ attempt(fill)
         assert await ask(engine, code) == "ENOSPC"
 
         def larger(config: Config) -> None:
-            config["HostConfig"]["ShmSize"] = 64 << 20
+            shm = config["HostConfig"]["Tmpfs"]
+            shm["/dev/shm"] = shm["/dev/shm"].replace("size=16m", "size=64m")  # noqa: S108 - the box's
 
         assert await ask(engine, code, weaken=larger) == "done"
 

@@ -56,7 +56,7 @@ def facts(policy: Policy | None = None) -> dict[str, Any]:
             ["/", "overlay", "ro,relatime", "rw,lowerdir=/a,upperdir=/b"],
             ["/proc", "proc", "rw,nosuid,nodev,noexec,relatime", "rw"],
             ["/dev", "tmpfs", "rw,nosuid", "rw,size=65536k,mode=755"],
-            ["/dev/shm", "tmpfs", tmpfs, f"rw,size={hardening.SHM_MB * 1024}k"],  # noqa: S108 - the box's
+            ["/dev/shm", "tmpfs", tmpfs, f"rw,size={hardening.SHM_MB * 1024}k,nr_inodes={hardening.SHM_INODES}"],  # noqa: S108 - the box's
             ["/tmp", "tmpfs", tmpfs, f"rw,size={limits.tmp_mb * 1024}k,nr_inodes={limits.tmp_inodes}"],  # noqa: S108
             ["/run/box", "tmpfs", tmpfs, f"rw,size={run_dir * 1024}k,nr_inodes={hardening.RUN_DIR_INODES}"],
             ["/etc/hostname", "ext4", "ro,relatime", "rw,discard"],
@@ -123,7 +123,7 @@ def _under_gvisor(policy: Policy) -> dict[str, Any]:
             ["/tmp", "tmpfs", "rw,noexec", f"rw,uid=64000,gid=64000,size={limits.tmp_mb}m,mode=700"],  # noqa: S108
             ["/proc", "proc", "rw,noexec", "rw,dentry_cache_limit=1000"],
             ["/dev/pts", "devpts", "rw,noexec", "rw"],
-            ["/dev/shm", "tmpfs", "rw,noexec", f"rw,mode=1777,size={hardening.SHM_MB << 20}"],  # noqa: S108
+            ["/dev/shm", "tmpfs", "rw,noexec", f"rw,uid=64000,gid=64000,size={hardening.SHM_MB}m,mode=700"],  # noqa: S108
             ["/run/box", "tmpfs", "rw,noexec", f"rw,uid=64000,gid=64000,size={run_dir}m,mode=700"],
             ["/etc/hostname", "9p", "ro", served],
         ],
