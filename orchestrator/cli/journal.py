@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from orchestrator.cli.common import (
     Parser,
     add_journal,
     add_json,
+    given,
     is_terminal,
     journal_directory,
     note,
@@ -40,6 +42,20 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     show.add_argument("--full", action="store_true", help="show every sub-call, and texts whole")
     add_json(show, "the run's records")
     show.set_defaults(handler=handle_show)
+    page = verbs.add_parser(
+        "html",
+        help="write a run as one HTML file",
+        description="Write a run and its child runs as one HTML file that any browser shows and that loads nothing: "
+        "turns, cells, sub-calls, a timeline, what was spent, and a search.",
+        allow_abbrev=False,
+    )
+    page.add_argument("run", metavar="FILE|RUN", help="a journal, or a run's id or its beginning")
+    page.add_argument(
+        "-o", "--output", metavar="FILE", type=given, help="where to; - is stdout (default: RUN.html in this folder)"
+    )
+    add_journal(page)
+    add_json(page, "the file's path and what it holds")
+    page.set_defaults(handler=handle_html)
     listing = verbs.add_parser(
         "list",
         help="list the runs",
@@ -70,6 +86,56 @@ def handle_show(args: argparse.Namespace) -> int:
     for line in render(path, width=_width(), full=args.full):
         out(line)
     return EXIT_OK
+
+
+def handle_html(args: argparse.Namespace) -> int:
+    """Write a run as a page.
+
+    Raises:
+        ConfigurationError: there is no such run, the file is no journal, or the page cannot be written there.
+        JournalError: the journal is damaged further on; the page holds what stands before.
+    """
+    from orchestrator.trajectory.html.page import render
+
+    path = find(args.run, args.journal or journal_directory())
+    _check_beginning(path)
+    target = Path(args.output or f"{path.stem}.html")
+    if args.output == "-" and args.json:
+        raise ConfigurationError("--json and -o - cannot both have stdout: name a file with -o")
+    if target.suffix == path.suffix:
+        raise ConfigurationError(f"-o {target}: that is the name of a journal; give one that ends in .html")
+    page, data = render(path)
+    if args.output == "-":
+        out(page, end="")
+    else:
+        _write_page(target, page)
+        runs = data["runs"]
+        if args.json:
+            calls = sum(len(item.get("calls", ())) for run in runs for item in run["items"])
+            size = target.stat().st_size
+            out_json({"file": str(target), "bytes": size, "run": runs[0]["id"], "runs": len(runs), "subcalls": calls})
+        else:
+            out(str(target))
+    if "damage" in data["runs"][0]:
+        raise JournalError(f"{data['runs'][0]['damage']}; the page holds what stands before")
+    return EXIT_OK
+
+
+def _write_page(target: Path, page: str) -> None:
+    """Put ``page`` in the place of ``target`` in one step, readable by its owner only, as the journal is."""
+    import tempfile
+
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+                file.write(page)
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ConfigurationError(f"cannot write the page {target}: {error.strerror}") from error
 
 
 def handle_list(args: argparse.Namespace) -> int:

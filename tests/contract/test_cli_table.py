@@ -25,6 +25,7 @@ COMMANDS = {
     "policy show": "[NAME|PATH] --effective --format --full --set --json",
     "policy check": "FILE --json",
     "journal show": "FILE|RUN --journal --full --json",
+    "journal html": "FILE|RUN -o --output --journal --json",
     "journal list": "--journal --json",
     "kernel install": "--policy --name --prefix --sys-prefix --plain --json",
     "clean": "--json",
