@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,48 @@ def one_line(text: str, width: int) -> str:
     if len(line) <= width and len(start) == len(text):
         return line
     return line[: width - 1] + "…"
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal cleaned text takes: a wide character (UAX #11) 2, a combining one none."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_column, text))
+
+
+def fitted(text: str, width: int) -> str:
+    """Return cleaned text of one line, cut to ``width`` columns of a terminal, with an ellipsis where it was."""
+    if columns(text) <= width:
+        return text
+    return f"{_head(text, width - 1)}…" if width > 0 else ""
+
+
+def folded(text: str, width: int) -> list[str]:
+    """Return cleaned text of one line in pieces of at most ``width`` columns, at least one."""
+    width = max(width, 2)
+    if text.isascii():
+        return [text[start : start + width] for start in range(0, len(text), width)] or [""]
+    pieces = []
+    while text:
+        piece = _head(text, width)
+        pieces.append(piece)
+        text = text[len(piece) :]
+    return pieces or [""]
+
+
+def _head(text: str, width: int) -> str:
+    left = width
+    for place, character in enumerate(text):
+        left -= _column(character)
+        if left < 0:
+            return text[:place]
+    return text
+
+
+def _column(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def head_and_tail(text: str, limit: int) -> str:

@@ -39,7 +39,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     show.add_argument("run", metavar="FILE|RUN", help="a journal, or a run's id or its beginning")
     add_journal(show)
+    show.add_argument(
+        "--turn", metavar="N|N-M", type=_turns, help="show these turns alone; 0 is what comes before the first"
+    )
+    show.add_argument("--calls", action="store_true", help="show every sub-call, a line each")
     show.add_argument("--full", action="store_true", help="show every sub-call, and texts whole")
+    show.add_argument("--summary", action="store_true", help="show question, answer and what was spent, no turns")
     add_json(show, "the run's records")
     show.set_defaults(handler=handle_show)
     page = verbs.add_parser(
@@ -76,16 +81,29 @@ def handle_show(args: argparse.Namespace) -> int:
         JournalError: the journal is damaged further on.
     """
     from orchestrator.trajectory.journal import read
-    from orchestrator.trajectory.view import render
+    from orchestrator.trajectory.view import Choice, of_turns, render
 
+    if args.summary and (args.turn or args.calls or args.full):
+        raise ConfigurationError("--summary shows no turns: leave out --turn, --calls and --full")
+    if args.json and (args.summary or args.calls or args.full):
+        raise ConfigurationError("--json has every record whole: leave out --summary, --calls and --full")
     path = find(args.run, args.journal or journal_directory())
     _check_beginning(path)
     if args.json:
-        out_json_array(record.to_dict() for record in read(path))
+        out_json_array(record.to_dict() for record in of_turns(read(path), args.turn))
         return EXIT_OK
-    for line in render(path, width=_width(), full=args.full):
+    wrap = is_terminal(sys.stdout)
+    choice = Choice(_width(), wrap, full=args.full, calls=args.calls, turns=args.turn, summary=args.summary)
+    for line in render(path, choice):
         out(line)
     return EXIT_OK
+
+
+def _turns(text: str) -> range:
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a turn, such as 3, nor turns, such as 3-5")
+    return range(int(first), int(last or first) + 1)
 
 
 def handle_html(args: argparse.Namespace) -> int:
@@ -145,7 +163,8 @@ def handle_list(args: argparse.Namespace) -> int:
         ConfigurationError: there is no such folder.
     """
     from orchestrator.text import one_line
-    from orchestrator.trajectory.view import local_time, summarize
+    from orchestrator.trajectory.listing import summarize
+    from orchestrator.trajectory.wording import local_time
 
     directory: Path = args.journal or journal_directory()
     if args.journal is not None and not directory.is_dir():

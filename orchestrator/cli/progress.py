@@ -20,7 +20,7 @@ from orchestrator.cli.tally import Tally, clock_time, fit
 from orchestrator.events import Envelope, Event
 from orchestrator.models.base import Usage
 from orchestrator.text import counted, one_line, printable
-from orchestrator.trajectory.view import circuit_text, context_facts
+from orchestrator.trajectory.wording import circuit_text, context_facts
 
 if TYPE_CHECKING:
     from orchestrator.models.prices import PriceTable

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.text import columns, fitted, one_line
+
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+_WIDE, _MEDIUM = 76, 60  # columns of a terminal from which the table is whole, and from which only one is left out
 _COLUMNS = ("calls", *TOKENS, "cost_usd", "unpriced_calls")
 
 
@@ -29,6 +32,11 @@ class Row:
     tokens_out: int
     cached: int
     cost_usd: float | None
+
+    def cells(self) -> list[str]:
+        """Return the numbers as people write them."""
+        dollars = "–" if self.cost_usd is None else f"${self.cost_usd:.4f}"
+        return [f"{self.calls:,}", f"{self.tokens_in:,}", f"{self.cached:,}", f"{self.tokens_out:,}", dollars]
 
     @classmethod
     def of(cls, name: str, table: Mapping[str, Any]) -> Row:
@@ -90,6 +98,28 @@ class Spend:
     def by_depth(self) -> Iterator[Row]:
         """Yield a row a depth, 0 being the run that a person started."""
         yield from (Row.of(f"depth {depth}", table) for depth, table in self.depths.items())
+
+    def lines(self, width: int) -> Iterator[str]:
+        """Yield the tables for a terminal of ``width`` columns; the least important columns go where it is narrow."""
+        if not self.models:
+            return
+        heads = ["calls", "tokens in", "cached", "out", "cost"]
+        by_depth = list(self.by_depth())
+        tables = [("by model", list(self.by_model())), *([("by depth", by_depth)] if len(by_depth) > 1 else [])]
+        kept = [0, 1, 2, 3, 4] if width >= _WIDE else [0, 1, 3, 4] if width >= _MEDIUM else [0, 4]
+        name_width = min(max(width - 12 * len(kept), 12), 40)
+        yield fitted(
+            "spent" + ("; no closing account, so counted from what was recorded" if self.counted else ""), width
+        )
+        for name, rows in tables:
+            yield _line(f"  {name}", [heads[place] for place in kept], name_width)
+            for row in rows:
+                label = fitted(one_line(row.name, name_width - 3), name_width - 3)
+                yield _line(f"  {label}", [row.cells()[place] for place in kept], name_width)
+
+
+def _line(name: str, cells: list[str], name_width: int) -> str:
+    return name + " " * (name_width - columns(name)) + "".join(f"{cell:>12}" for cell in cells)
 
 
 def _number(value: object) -> float:

@@ -5,16 +5,17 @@ Nothing here trusts what it shows: every text of a model or a box goes through :
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import JournalError
-from orchestrator.text import counted, one_line, printable
+from orchestrator.text import counted, fitted, folded, one_line, printable
 from orchestrator.trajectory.journal import SUFFIX, Record, read
+from orchestrator.trajectory.spend import Spend
+from orchestrator.trajectory.wording import circuit_text, context_facts, cost, local_time, of, prose, tokens, told
 
 REPLY_LINES = 8
 CODE_LINES = 40
@@ -23,32 +24,69 @@ CALLS_A_CELL = 5
 LINE_CHARS = 200
 
 _BOX_CHARS = 24
-_LAST_LINE = 1 << 18  # far more than the end of a run takes: its long texts stand in lines of their own
 _MARGIN = " " * 10  # the column of times
+_FRAME = frozenset(("run_started", "run_finished"))
 
 
-def render(path: Path, *, width: int = 100, full: bool = False) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What of a run is shown, and how.
+
+    Attributes:
+        width: columns a line may have.
+        wrap: break longer lines of texts at the width; else they are cut at :data:`LINE_CHARS`.
+        full: every sub-call, and every text whole, instead of beginnings with the rest counted.
+        calls: every sub-call, a line each.
+        turns: these turns alone of the run itself, 0 being what comes before the first; None for all.
+        summary: no turns at all: question, answer and what was spent.
+    """
+
+    width: int = 100
+    wrap: bool = False
+    full: bool = False
+    calls: bool = False
+    turns: range | None = None
+    summary: bool = False
+
+
+def render(path: Path, choice: Choice | None = None) -> Iterator[str]:
     """Yield the lines that show a journal, without line ends or control characters.
 
     Args:
         path: the journal; those of child runs are looked for beside it.
-        width: characters a summary line may have.
-        full: show every sub-call and every text whole, instead of beginnings with the rest counted.
+        choice: what of it.
 
     Raises:
         JournalError: the journal cannot be read. A child's that cannot is a line of the text instead.
     """
-    yield from _View(path.parent, width=width, full=full, seen=frozenset()).run(path)
+    yield from _View(path.parent, choice or Choice(), frozenset(), Spend()).run(path)
+
+
+def of_turns(records: Iterable[Record], turns: range | None) -> Iterator[Record]:
+    """Yield what belongs to ``turns``, and how the run began and ended; all of it when that is None."""
+    turn = 0
+    for record in records:
+        if record.kind == "root_replied" and isinstance(record.fields.get("turn"), int):
+            turn = record.fields["turn"]
+        if turns is None or turn in turns or record.kind in _FRAME:
+            yield record
 
 
 class _View:
-    """Renders one run; a child gets a view of its own, so that its counts are its own."""
+    """Renders one run; a child gets a view of its own, so that its counts are its own, but for what is spent."""
 
-    def __init__(self, directory: Path, *, width: int, full: bool, seen: frozenset[str]) -> None:
+    def __init__(self, directory: Path, choice: Choice, seen: frozenset[str], spend: Spend) -> None:
         self._directory = directory
-        self._width = max(width, 40)
-        self._full = full
+        self._choice = choice
+        self._width = max(choice.width, 24)
+        self._full = choice.full
         self._seen = seen
+        self._spend = spend
+        self._child = bool(seen)
+        self._about: dict[str, Any] = {}
+        self._models: dict[int, str] = {}
+        self._limits: list[str] = []
+        self._refusals: Counter[str] = Counter()
         self._prompts: dict[int, str] = {}
         self._shown = 0
         self._hidden = 0
@@ -76,17 +114,50 @@ class _View:
         }
 
     def run(self, path: Path) -> Iterator[str]:
+        for record in of_turns(self._counted(path), self._choice.turns):
+            try:
+                if not self._choice.summary or record.kind in _FRAME:
+                    yield from self._renderers.get(record.kind, self._unknown)(record)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise _not_of_this_format(path, record) from error
+        if not self._ended:
+            yield from self._more_calls()
+            if self._prompts and not self._choice.summary:
+                yield f"{_MARGIN}{counted(len(self._prompts), 'sub-call')} without an answer"
+            yield from self._closing({})
+            yield "the journal ends here: the run did not finish, or is still going on"
+
+    def _counted(self, path: Path) -> Iterator[Record]:
+        """Yield every record, counted in what the closing tells, whether it is shown or not."""
         for record in read(path):
             self._seen |= {record.run}
             try:
-                yield from self._renderers.get(record.kind, self._unknown)(record)
+                self._count(record)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise JournalError(f"{path}: record {record.seq} ({record.kind}) is not of this format") from error
-        if not self._ended:
-            yield from self._more_calls()
-            if self._prompts:
-                yield f"{_MARGIN}{counted(len(self._prompts), 'sub-call')} without an answer"
-            yield "the journal ends here: the run did not finish, or is still going on"
+                raise _not_of_this_format(path, record) from error
+            yield record
+
+    def _count(self, record: Record) -> None:
+        said = record.fields
+        match record.kind:
+            case "run_started":
+                self._about = said
+            case "root_replied":
+                self._spend.add(str(self._about["root_model"]), self._about["depth"], said)
+            case "subcall_started":
+                self._models[said["call"]] = str(said["model"])
+            case "subcall_finished":
+                self._spend.add(self._models.pop(said["call"], "unknown"), self._about["depth"], said)
+            case "limit_reached":
+                self._limits.append(f"{said['reason']} ({said['limit']:g} left)")
+            case "refused":
+                self._refusals[f"{said['method']}: {said['reason']}"] += said["count"]
+            case "child_started" if self._choice.summary:
+                # Nobody else reads it for what it spent.
+                for _ in self._child_lines(str(said["child"])):
+                    pass
+            case "run_finished" if not self._child:
+                self._spend.settle(said["usage"])
 
     def _run_started(self, record: Record) -> Iterator[str]:
         said = record.fields
@@ -118,7 +189,7 @@ class _View:
             facts.append(f"stopped by {said['stop_reason']}")
         yield ""
         yield self._at(record, " · ".join(fact for fact in facts if fact))
-        yield from self._block(said["text"] if self._full else _prose(said["text"]), "│ ", REPLY_LINES)
+        yield from self._block(said["text"] if self._full else prose(said["text"]), "│ ", REPLY_LINES)
 
     def _observed(self, record: Record) -> Iterator[str]:
         if self._full:
@@ -193,15 +264,18 @@ class _View:
     def _child_started(self, record: Record) -> Iterator[str]:
         child = str(record.fields["child"])
         yield self._at(record, f"child run {child}: {record.fields['query']}")
+        for line in self._child_lines(child):
+            yield f"    {line}" if line else ""
+
+    def _child_lines(self, child: str) -> Iterator[str]:
         path = self._directory / f"{child}{SUFFIX}"
         if child in self._seen or path.name != f"{child}{SUFFIX}":
             return
-        view = _View(self._directory, width=self._width - 4, full=self._full, seen=self._seen)
+        choice = replace(self._choice, width=self._width - 4, turns=None)
         try:
-            for line in view.run(path):
-                yield f"    {line}" if line else ""
+            yield from _View(self._directory, choice, self._seen | {child}, self._spend).run(path)
         except JournalError as error:
-            yield f"    {one_line(str(error), LINE_CHARS * 2)}"
+            yield self._cut("", str(error)) if self._choice.wrap else one_line(str(error), LINE_CHARS * 2)
 
     def _child_finished(self, record: Record) -> Iterator[str]:
         said = record.fields
@@ -223,12 +297,34 @@ class _View:
         yield ""
         turns = counted(said["turns"], "turn")
         yield self._at(record, f"{said['status']}{reason}, {turns}, {said['elapsed_s']:.1f} s")
-        for key, value in said["usage"].items():
-            if isinstance(value, int | float) and value:
-                yield self._cut(_MARGIN, f"{key} {round(value, 4):,}")
         if said["answer"] is not None:
             yield "answer"
             yield from self._block(said["answer"], "  ", OUTPUT_LINES, margin="")
+        yield from self._closing(said["usage"])
+
+    def _closing(self, usage: dict[str, Any]) -> Iterator[str]:
+        """Yield the limits and refusals of this run, and what was used: of the first run by model and depth, too."""
+        if self._limits:
+            yield self._cut("limits    ", "reached: " + "; ".join(self._limits))
+        for what, times in self._refusals.items():
+            yield self._cut("          ", f"refused {what}, {counted(times, 'time')}")
+        budget = self._about.get("policy", {}).get("budget", {})
+        used = [f"{key} {of(value, budget.get(key))}" for key, value in usage.items() if told(value)]
+        if used:
+            yield from self._listed("used      ", used)
+        # Of a run cut off, turns that are not shown leave out the children in them.
+        if not self._child and not (self._spend.counted and self._choice.turns is not None):
+            yield from self._spend.lines(self._width)
+
+    def _listed(self, head: str, parts: list[str]) -> Iterator[str]:
+        """Yield ``parts`` on as few lines as they fit on."""
+        line = head
+        for part in parts:
+            if len(line) > len(head) and len(line) + len(part) + 3 > self._width:
+                yield line
+                line = " " * len(head)
+            line += (" · " if line.strip() and line != head else "") + one_line(part, self._width - len(head))
+        yield line
 
     def _unknown(self, record: Record) -> Iterator[str]:
         yield self._at(record, f"{record.kind} (this version has no text for it)")
@@ -237,137 +333,42 @@ class _View:
         prompt = self._prompts.pop(call, "")
         summary = ", ".join(fact for fact in facts if fact)
         if self._full:
-            yield f"{_MARGIN}sub-call {call} ({summary})"
+            yield self._cut(_MARGIN, f"sub-call {call} ({summary})")
             yield from self._block(prompt, "? ", OUTPUT_LINES)
             yield from self._block(f"{verb} {answer}", "  ", OUTPUT_LINES)
             return
-        if self._shown == CALLS_A_CELL:
+        if self._shown == CALLS_A_CELL and not self._choice.calls:
             self._hidden += 1
             return
         self._shown += 1
         room = max(self._width - 26 - len(summary) - len(str(call)), 20)
         asked = one_line(prompt, room // 2)
         answered = one_line(answer, room - len(asked))
-        yield f"{_MARGIN}sub-call {call} {asked} {verb} {answered} ({summary})"
+        yield self._cut(_MARGIN, f"sub-call {call} {asked} {verb} {answered} ({summary})")
 
     def _more_calls(self) -> Iterator[str]:
         if self._hidden:
             yield f"{_MARGIN}… and {counted(self._hidden, 'sub-call')} more"
 
     def _at(self, record: Record, text: str) -> str:
-        return f"{record.elapsed_s:8.2f}  {one_line(text, self._width - 10)}"
+        return self._cut(f"{record.elapsed_s:8.2f}  ", text)
 
     def _cut(self, head: str, text: str) -> str:
-        return head + one_line(text, self._width - len(head))
+        room = self._width - len(head)
+        return head + fitted(one_line(text, room), room)
 
     def _block(self, text: str, mark: str, most: int, *, margin: str = _MARGIN) -> Iterator[str]:
         lines = printable(text).strip("\n").split("\n")
         if lines == [""]:
             return
         shown = lines if self._full else lines[:most]
+        room = self._width - len(margin) - len(mark) if self._choice.wrap else 0
         for line in shown:
             cut = "" if self._full or len(line) <= LINE_CHARS else "…"
-            yield f"{margin}{mark}{line[:LINE_CHARS] if cut else line}{cut}"
+            text = f"{line[:LINE_CHARS]}{cut}" if cut else line
+            for number, part in enumerate(folded(text.expandtabs(4), room) if room else [text]):
+                yield f"{margin}{' ' * len(mark) if number else mark}{part}"
         if len(shown) < len(lines):
             yield f"{margin}{mark}… {len(lines) - len(shown):,} more lines"
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A run in a line of a list.
-
-    Attributes:
-        run: its id.
-        parent: id of the run that started it, or None.
-        time: Unix time in seconds at which it began.
-        status: how it ended, or ``unfinished``.
-        query: the question.
-        path: its journal.
-    """
-
-    run: str
-    parent: str | None
-    time: float
-    status: str
-    query: str
-    path: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as ``journal list --json`` prints it."""
-        return {key: value for key, value in asdict(self).items() if key != "parent"}
-
-
-def summarize(path: Path) -> Summary:
-    """Return what a list tells of a journal, from its beginning and its end alone.
-
-    Raises:
-        JournalError: it cannot be read, or does not begin as a journal does.
-    """
-    first = next(read(path), None)
-    if first is None or first.kind != "run_started" or not isinstance(first.fields.get("query"), str):
-        raise JournalError(f"{path} does not begin with a run")
-    status = _last_status(path) or "unfinished"
-    return Summary(first.run, first.parent, first.time, status, first.fields["query"], str(path))
-
-
-def _last_status(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - _LAST_LINE, 0))
-            last = file.read().splitlines()[-1]
-        data = json.loads(last)
-    except OSError as error:
-        raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
-    except (ValueError, IndexError, RecursionError):
-        return None  # The line was being written when the process died.
-    return str(data.get("status")) if isinstance(data, dict) and data.get("kind") == "run_finished" else None
-
-
-def local_time(seconds: float) -> str:
-    """Return a Unix time as date and time here."""
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-    except (OverflowError, OSError, ValueError):
-        return "at no time that can be"
-
-
-def tokens(usage: dict[str, Any]) -> str:
-    """Say how many tokens went in and out, by the names that model usage has; empty when it does not tell."""
-    cached = usage.get("cache_read_tokens", 0)
-    taken = usage.get("input_tokens", 0) + cached + usage.get("cache_write_tokens", 0)
-    given = usage.get("output_tokens", 0)
-    if not taken and not given:
-        return ""
-    return f"{taken:,} tokens in{f' ({cached:,} cached)' if cached else ''}, {given:,} out"
-
-
-def cost(dollars: float | None) -> str:
-    """Say what something cost; empty when it has no price."""
-    return "" if dollars is None else f"${dollars:.4f}"
-
-
-def circuit_text(provider: str, state: str, failures: int, wait_s: float) -> str:
-    """Say what became of a provider's circuit."""
-    if state == "open":
-        return f"{provider}: {counted(failures, 'failure')} in a row, asked again in {wait_s:.0f} s"
-    return f"{provider}: {'asked again by one request' if state == 'half_open' else 'answers again'}"
-
-
-def context_facts(facts: dict[str, Any]) -> str:
-    """Say what a context was, from its metadata."""
-    parts = [str(facts.get("kind", "unknown"))]
-    nouns = ("document", "character", "line") if facts.get("kind") != "text" else ("character", "line")
-    parts += [counted(facts[f"{noun}s"], noun) for noun in nouns if isinstance(facts.get(f"{noun}s"), int)]
-    return ", ".join(parts)
-
-
-def _prose(reply: str) -> str:
-    """Return a reply without its fenced blocks, which are shown as cells."""
-    kept: list[str] = []
-    fenced = False
-    for line in reply.splitlines():
-        fence = line.lstrip().startswith(("```", "~~~"))
-        if not fence and not fenced:
-            kept.append(line)
-        fenced ^= fence
-    return "\n".join(kept)

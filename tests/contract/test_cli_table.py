@@ -24,7 +24,7 @@ COMMANDS = {
     "image build": "--force --json",
     "policy show": "[NAME|PATH] --effective --format --full --set --json",
     "policy check": "FILE --json",
-    "journal show": "FILE|RUN --journal --full --json",
+    "journal show": "FILE|RUN --journal --turn --calls --full --summary --json",
     "journal html": "FILE|RUN -o --output --journal --json",
     "journal list": "--journal --json",
     "kernel install": "--policy --name --prefix --sys-prefix --plain --json",

@@ -107,3 +107,39 @@ def test_html_of_ten_thousand_sub_calls_is_made(cli: Run, tmp_path: Path) -> Non
     path = with_calls(tmp_path / "many", 10_000)
     code, out, _ = cli("journal", "html", str(path), "--json")
     assert (code, json.loads(out)["subcalls"]) == (0, 10_000)
+
+
+@pytest.mark.usefixtures("journal")
+def test_show_can_be_narrowed_to_turns_as_text_and_as_json(cli: Run) -> None:
+    code, out, _ = cli("journal", "show", "run-abc", "--turn", "0")
+    assert code == 0
+    assert "control read back" in out
+    assert "print(1)" not in out
+    code, out, _ = cli("journal", "show", "run-abc", "--turn", "0-0", "--json")
+    assert [item["kind"] for item in json.loads(out)] == ["run_started", "sandbox_opened", "run_finished"]
+
+
+@pytest.mark.usefixtures("journal")
+def test_show_with_summary_tells_question_answer_and_spending(cli: Run) -> None:
+    code, out, err = cli("journal", "show", "run-abc", "--summary")
+    assert (code, err) == (0, "")
+    assert "How many?" in out
+    assert "limits    reached: calls (0 left)" in out
+    assert "print(1)" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--turn", "x"], "'x' is neither a turn, such as 3, nor turns, such as 3-5"),
+        (["--turn", "5-3"], "'5-3' is neither a turn"),
+        (["--turn", "3-"], "'3-' is neither a turn"),
+        (["--summary", "--calls"], "--summary shows no turns: leave out --turn, --calls and --full"),
+        (["--json", "--full"], "--json has every record whole: leave out --summary, --calls and --full"),
+    ],
+)
+@pytest.mark.usefixtures("journal")
+def test_show_refuses_choices_that_make_no_sense(cli: Run, arguments: list[str], complaint: str) -> None:
+    code, out, err = cli("journal", "show", "run-abc", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert complaint in err

@@ -9,9 +9,11 @@ import pytest
 from orchestrator import events
 from orchestrator.errors import JournalError
 from orchestrator.events import Event, Recorder
-from orchestrator.text import printable
+from orchestrator.text import columns, printable
 from orchestrator.trajectory.journal import JournalWriter
-from orchestrator.trajectory.view import CALLS_A_CELL, CODE_LINES, render, summarize
+from orchestrator.trajectory.listing import summarize
+from orchestrator.trajectory.spend import Spend
+from orchestrator.trajectory.view import CALLS_A_CELL, CODE_LINES, Choice, render
 from tests.support.runs import a_run, answered, asked, cell_result, finished, replied, started
 
 HOSTILE = "\x1b]0;title\x07\x9b31m\u202eevil\nsecond\rline"
@@ -26,7 +28,7 @@ def write(folder: Path, *happened: Event, run: str = "r1", parent: str | None = 
 
 
 def show(path: Path, *, width: int = 100, full: bool = False) -> str:
-    return "\n".join(line.rstrip() for line in render(path, width=width, full=full))
+    return "\n".join(line.rstrip() for line in render(path, Choice(width, full=full)))
 
 
 def test_a_run_reads_from_question_to_answer(tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_what_a_model_or_a_box_says_cannot_steer_the_terminal(tmp_path: Path) ->
         finished(answer=HOSTILE, reason=HOSTILE),
     )
     for full in (False, True):
-        for line in render(path, full=full):
+        for line in render(path, Choice(full=full)):
             assert printable(line) == line
             assert "\n" not in line
 
@@ -203,3 +205,115 @@ def test_a_record_of_wrong_shape_is_a_journal_error(tmp_path: Path, broken: dict
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **broken}) + "\n")
     with pytest.raises(JournalError, match="run_started"):
         show(path)
+
+
+def test_the_end_tells_what_was_used_of_each_budget_and_spent_by_model_and_depth(tmp_path: Path) -> None:
+    table = {"calls": 3, "input_tokens": 1000, "output_tokens": 50, "cache_read_tokens": 200, "cost_usd": 0.5}
+    usage = {"calls": 3, "cost_usd": 0.5, "by_model": {"root-model": table}, "by_depth": {"0": table, "1": table}}
+    policy = {"name": "default", "budget": {"calls": 20, "cost_usd": 10.0}}
+    begin = events.RunStarted("How many?", {"kind": "text"}, policy, "root-model", "sub-model", 0)
+    text = show(write(tmp_path, begin, *a_run()[1:-1], events.RunFinished("limit", None, "calls", usage, 1, 9.5)))
+    assert text.splitlines()[-9:] == [
+        "limits    reached: calls (0 left)",
+        "          refused llm_query: calls, 1 time",
+        "used      calls 3 of 20 · cost_usd 0.5 of 10",
+        "spent",
+        f"{'  by model':40}       calls   tokens in      cached         out        cost",
+        f"{'  root-model':40}           3       1,200         200          50     $0.5000",
+        f"{'  by depth':40}       calls   tokens in      cached         out        cost",
+        f"{'  depth 0':40}           3       1,200         200          50     $0.5000",
+        f"{'  depth 1':40}           3       1,200         200          50     $0.5000",
+    ]
+
+
+def test_a_run_cut_off_is_counted_with_its_children(tmp_path: Path) -> None:
+    write(tmp_path, started("A smaller question", 1), replied(), run="child-1", parent="r1")
+    path = write(tmp_path, *a_run()[:-1])
+    for choice in (Choice(), Choice(summary=True)):
+        lines = list(render(path, choice))
+        assert "spent; no closing account, so counted from what was recorded" in lines
+        assert [line.split()[:3] for line in lines if "root-model  " in line] == [["root-model", "2", "2,400"]]
+        assert [line.split()[:3] for line in lines if line.startswith("  depth")] == [
+            ["depth", "0", "2"],
+            ["depth", "1", "1"],
+        ]
+
+
+def turn(number: int) -> list[Event]:
+    code = f"step({number})"
+    return [
+        replied(number, f"Say {number}"),
+        events.CellStarted(number, number, code),
+        events.CellFinished(number, number, cell_result()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("turns", "there"), [(range(2, 3), [2]), (range(2, 4), [2, 3]), (range(1), []), (None, [1, 2, 3])]
+)
+def test_turns_can_be_chosen(tmp_path: Path, turns: range | None, there: list[int]) -> None:
+    path = write(tmp_path, *a_run()[:2], *turn(1), *turn(2), *turn(3), finished())
+    text = "\n".join(render(path, Choice(turns=turns)))
+    assert [number for number in (1, 2, 3) if f"> step({number})" in text] == there
+    assert ("controls read back" in text or "control read back" in text) == (turns is None or 0 in turns)
+    assert "query    How many?" in text
+    assert "answer\n  42" in text
+
+
+def test_a_summary_has_no_turns(tmp_path: Path) -> None:
+    text = "\n".join(render(write(tmp_path, *a_run()), Choice(summary=True)))
+    assert "query    How many?" in text
+    assert "limits    reached: calls (0 left)" in text
+    assert "answer\n  42" in text
+    assert "turn 1 ·" not in text
+    assert "print(1)" not in text
+
+
+def test_calls_can_be_shown_all_without_their_texts(tmp_path: Path) -> None:
+    calls = [event for call in range(50) for event in (asked(call, "p" * 900), answered(call))]
+    path = write(tmp_path, started(), events.CellStarted(1, 1, "x"), *calls, events.CellFinished(1, 1, cell_result()))
+    lines = [line for line in render(path, Choice(calls=True)) if "sub-call " in line]
+    assert len(lines) == 50
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_on_a_terminal_no_line_is_wider_than_it(tmp_path: Path, width: int) -> None:
+    wide = "\u6f22\u5b57 e\u0301\t" * 200
+    error = {"name": wide, "value": wide, "traceback": wide}
+    result = cell_result(status="error", stdout=wide, stderr=wide, result=wide, error=error, detail=wide)
+    write(tmp_path, started(wide, 1), finished(answer=wide), run="child-1", parent="r1")
+    path = write(
+        tmp_path,
+        started(wide),
+        replied(text=wide),
+        events.CellStarted(1, 1, wide),
+        asked(prompt=wide),
+        answered(text=wide),
+        events.ChildStarted("child-1", 1, wide),
+        events.CellFinished(1, 1, result),
+        finished(answer=wide, reason=wide),
+    )
+    for full in (False, True):
+        lines = list(render(path, Choice(width, wrap=True, full=full)))
+        assert max(map(columns, lines)) <= width
+
+
+def test_texts_that_are_broken_at_the_width_are_whole(tmp_path: Path) -> None:
+    code = "".join(chr(0x4E00 + n) for n in range(150))
+    path = write(tmp_path, started(), events.CellStarted(1, 1, code))
+    lines = render(path, Choice(80, wrap=True))
+    assert "".join(line[12:] for line in list(lines)[5:] if line.startswith(" " * 10)) == code
+
+
+@pytest.mark.parametrize("width", [40, 64, 80, 200])
+def test_the_table_of_spending_fits_and_its_columns_stand_in_line(width: int) -> None:
+    spend = Spend()
+    spend.add("\u6f22" * 90 + HOSTILE, 0, {"usage": {"input_tokens": 12_345_678}, "cost_usd": 1234.5})
+    spend.add("plain", 1, {"usage": {}, "cost_usd": None})
+    lines = list(spend.lines(width))
+    assert max(map(columns, lines)) <= width
+    assert len({columns(line) for line in lines[1:]}) == 1
+    assert printable("\n".join(lines)) == "\n".join(lines)
+    assert lines[2].endswith("$1234.5000")
+    assert lines[3].endswith("–")
