@@ -18,12 +18,14 @@ if TYPE_CHECKING:
         RlmSandboxError,
         SandboxError,
     )
+    from orchestrator.events import Envelope
     from orchestrator.interpreter import Sandbox
     from orchestrator.kernel.result import ExecutionResult
     from orchestrator.models.base import Message, Model, ModelReply, ModelRequest, Usage
     from orchestrator.policy import Policy
     from orchestrator.rlm.api import RLM
     from orchestrator.rlm.result import Result
+    from orchestrator.rlm.stream import RunStream
     from orchestrator.trajectory.journal import read as read_journal
     from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 
@@ -32,6 +34,7 @@ __version__ = "0.1.0"
 # Module of each public name; after a colon, what it is called there where that is something else.
 _HOMES = {
     "ConfigurationError": "errors",
+    "Envelope": "events",
     "ExecutionResult": "kernel.result",
     "JournalError": "errors",
     "LimitExceededError": "errors",
@@ -47,6 +50,7 @@ _HOMES = {
     "RpcCall": "transport.rpc",
     "RpcRefusal": "transport.rpc",
     "RpcReply": "transport.rpc",
+    "RunStream": "rlm.stream",
     "Sandbox": "interpreter",
     "SandboxError": "errors",
     "Usage": "models.base",
@@ -57,6 +61,7 @@ _HOMES = {
 __all__ = [
     "RLM",
     "ConfigurationError",
+    "Envelope",
     "ExecutionResult",
     "JournalError",
     "LimitExceededError",
@@ -71,6 +76,7 @@ __all__ = [
     "RpcCall",
     "RpcRefusal",
     "RpcReply",
+    "RunStream",
     "Sandbox",
     "SandboxError",
     "Usage",

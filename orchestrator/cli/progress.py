@@ -1,14 +1,14 @@
 """What a person sees on stderr while a run works, drawn from its events.
 
-On a terminal: a line for each thing worth keeping, and below them one status line, redrawn in place. Elsewhere: plain
-lines only, and now and then one that says where a long wait stands. Text of models and boxes is cleaned before it is
-shown.
+On a terminal: a line for each thing that is over and worth keeping, and below them what is under way, drawn anew in
+place (:mod:`orchestrator.cli.scene`, :mod:`orchestrator.cli.region`). Elsewhere: plain lines only, in the order in
+which things happen, and now and then one that says where a long wait stands. Text of models and boxes is cleaned before
+it is shown.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, TextIO
 
 from orchestrator import events
 from orchestrator.cli.common import is_terminal, tell
-from orchestrator.cli.tally import Tally, clock_time, fit
+from orchestrator.cli.region import Region, painted
+from orchestrator.cli.scene import Scene
+from orchestrator.cli.tally import Tally, clock_time
 from orchestrator.events import Envelope, Event
 from orchestrator.models.base import Usage
-from orchestrator.text import counted, one_line, printable
+from orchestrator.text import counted, fitted, one_line, printable
 from orchestrator.trajectory.wording import circuit_text, context_facts
 
 if TYPE_CHECKING:
@@ -27,14 +29,16 @@ if TYPE_CHECKING:
 
 CODE_LINES = 6
 OUTPUT_LINES = 4
-REDRAW_S = 0.5
+REDRAW_S = 0.25
 # Where there is no status line, a sign of life this often, if anything changed.
 HEARTBEAT_S = 15.0
 
 _OFTEN = (events.SubcallStarted, events.SubcallFinished, events.SubcallFailed)
 _UNPRICED = "no price is known for {}: budget.cost_usd does not bound it"
-_CLEAR_LINE = "\r\x1b[2K"
-_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+# Of these the live view tells what is under way; a line that stays is drawn of the first run's alone, and at their end.
+_UNDER_WAY = (events.SandboxOpened, events.RootReplied, events.CellStarted, events.CellFinished, events.ChildStarted)
+_BEGINNINGS = (events.CellStarted, events.ChildStarted)
+_NO_TERMINAL = os.terminal_size((120, 24))
 
 
 @dataclass(slots=True)
@@ -42,6 +46,7 @@ class _Run:
     """What must be remembered of one run to draw it."""
 
     depth: int = 0
+    code: str = ""
     calls_before_cell: int = 0
     failed_before_cell: int = 0
 
@@ -80,24 +85,28 @@ class Progress:
         live: whether the stream is a terminal that understands control sequences.
         color: whether to use color there.
         clock: seconds, monotonic.
-        width: columns the terminal has now.
-        tally: what was counted.
+        size: columns and lines the terminal has now.
         prices: tells which models have no price, to say so when a run begins; without it nothing is said.
+        scene: what is under way.
     """
 
     stream: TextIO | None
     live: bool
     color: bool = False
     clock: Callable[[], float] = time.monotonic
-    width: Callable[[], int] = field(default=lambda: shutil.get_terminal_size().columns)
-    tally: Tally = field(default_factory=Tally)
+    size: Callable[[], os.terminal_size] | None = None
     prices: PriceTable | None = None
+    scene: Scene = field(default_factory=Scene)
     _runs: dict[str, _Run] = field(default_factory=dict)
-    _began: float | None = None
-    _status: str = ""
+    _questions: dict[str, str] = field(default_factory=dict)
     _told: tuple[float, str] = (0.0, "")
     _refusals: _Refusals | None = None
     _open: bool = True
+    _region: Region = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the region that is drawn anew."""
+        self._region = Region(self.stream, self.color)
 
     @classmethod
     def on(cls, stream: TextIO | None, prices: PriceTable | None = None) -> Progress:
@@ -105,29 +114,29 @@ class Progress:
         live = is_terminal(stream) and os.environ.get("TERM", "dumb") not in ("", "dumb")
         return cls(stream, live, color=live and not os.environ.get("NO_COLOR"), prices=prices)
 
+    @property
+    def tally(self) -> Tally:
+        """What was counted."""
+        return self.scene.tally
+
     def __call__(self, envelope: Envelope) -> None:
         """Draw one event."""
         if not self._open:
             return
-        if self._began is None:
-            self._began = self.clock()
-            self._told = (self._began, "")
-        parent = self._runs.get(envelope.parent or "")
+        if self.scene.began is None:
+            self._told = (self.clock(), "")
+        self.scene.add(envelope, self.clock())
+        event, parent = envelope.event, self._runs.get(envelope.parent or "")
         run = self._runs.setdefault(envelope.run, _Run(depth=parent.depth + 1 if parent else 0))
-        self.tally.add(envelope.event)
-        if run.depth == 0 and isinstance(envelope.event, events.RootReplied):
-            self.tally.turn = envelope.event.turn
-        if isinstance(envelope.event, events.Refused):
-            self._refused(envelope.event, run)
+        if isinstance(event, events.Refused):
+            self._refused(event, run)
             return
-        lines = self._lines(envelope.event, run)
+        lines = self._lines(event, run)
         margin = "    " * run.depth
         if lines:
-            self._put("".join(f"{margin}{line}\n" for line in lines))
-        elif self.live and isinstance(envelope.event, _OFTEN):
-            return  # Thousands come a second; the next tick shows them.
-        if self.live:
-            self._draw()
+            self._put("".join(f"{margin}{text}\n" for text in lines))
+        elif self.live and not isinstance(event, _OFTEN):
+            self._draw()  # Of those that come by the thousand a second, the next tick tells.
 
     async def tick(self) -> None:
         """Keep the status line, or the signs of life, up to date until cancelled."""
@@ -139,7 +148,7 @@ class Progress:
 
     def refresh(self) -> None:
         """Show how things stand now."""
-        if self._began is None or not self._open:
+        if self.scene.began is None or not self._open:
             return
         self._look_for_more_refusals()
         if self.live:
@@ -148,41 +157,64 @@ class Progress:
         now, state = self.clock(), " · ".join(self.tally.parts())
         if now - self._told[0] >= HEARTBEAT_S and state != self._told[1]:
             self._told = (now, state)
-            self._put(f"… {state} · {clock_time(now - self._began)}\n")
+            self._put(f"… {state} · {clock_time(now - self.scene.began)}\n")
 
     def message(self, text: str) -> None:
         """Show a line that is about this program and not about the run."""
         self._put(f"{text}\n")
 
     def close(self) -> None:
-        """Take the status line away; events that still come are not shown."""
-        if self._open and (self._status or self._refusals):
-            self._put("")
+        """Take away what is drawn anew; events that still come are not shown."""
+        if self._open:
+            if self._refusals:
+                self._put("")
+            self._region.clear()
         self._open = False
-        self._status = ""
 
     def _lines(self, event: Event, run: _Run) -> list[str]:
+        if isinstance(event, events.CellStarted):
+            run.calls_before_cell, run.failed_before_cell = self.tally.done, self.tally.failed
+            run.code = event.code[: CODE_LINES * 4096 + 1]
+        if isinstance(event, events.ChildStarted):
+            self._questions[event.child] = event.query[:512]
+        if self.live and isinstance(event, _UNDER_WAY) and (run.depth or isinstance(event, _BEGINNINGS)):
+            return []
         match event:
             case events.RunStarted() if run.depth == 0:
-                models = f"{event.root_model}, sub-calls {event.sub_model}"
-                return [
-                    self._line(f"question: {event.query}", "bold", run),
-                    self._line(f"context: {context_facts(event.context)}; models: {models}", "dim", run),
-                    *(self._line(_UNPRICED.format(name), "yellow", run) for name in self._unpriced(event)),
-                ]
+                lines = self._question(event, run)
             case events.RootReplied():
-                return [self._paint("bold", f"turn {event.turn}") + self._paint("dim", f"  {event.elapsed_s:.1f} s")]
+                lines = [self._paint("bold", f"turn {event.turn}") + self._paint("dim", f"  {event.elapsed_s:.1f} s")]
             case events.CellStarted():
-                run.calls_before_cell, run.failed_before_cell = self.tally.done, self.tally.failed
-                return self._excerpt(event.code, CODE_LINES, "│ ", run)
+                lines = self._excerpt(run.code, CODE_LINES, "│ ", run)
             case events.CellFinished():
-                return self._outcome(event, run)
+                code = self._excerpt(run.code, CODE_LINES, "│ ", run) if self.live else []
+                lines = [*code, *self._outcome(event, run)]
             case events.RunFinished() if run.depth == 0:
                 spent = [counted(self.tally.done, "sub-call"), self.tally.spend(), clock_time(event.elapsed_s)]
                 facts = [event.status.replace("_", " "), counted(event.turns, "turn"), *spent]
-                return [self._paint("bold", " · ".join(facts))]
+                lines = [self._paint("bold", " · ".join(facts))]
+            case _:
+                lines = self._said(event, run)
+        return lines
+
+    def _question(self, event: events.RunStarted, run: _Run) -> list[str]:
+        models = f"{event.root_model}, sub-calls {event.sub_model}"
+        return [
+            self._line(f"question: {event.query}", "bold", run),
+            self._line(f"context: {context_facts(event.context)}; models: {models}", "dim", run),
+            *(self._line(_UNPRICED.format(name), "yellow", run) for name in self._unpriced(event)),
+        ]
+
+    def _said(self, event: Event, run: _Run) -> list[str]:
         said = _said(event)
-        return [] if said is None else [self._line(*said, run)]
+        if said is None:
+            return []
+        text, style = said
+        if isinstance(event, events.ChildFinished):
+            question = self._questions.pop(event.child, "")
+            # Elsewhere than on a live terminal it stands at the child's beginning.
+            text += f" · {question}" if self.live and question else ""
+        return [self._line(text, style, run)]
 
     def _outcome(self, event: events.CellFinished, run: _Run) -> list[str]:
         result = event.result
@@ -204,22 +236,32 @@ class Progress:
 
     def _excerpt(self, text: str, most: int, mark: str, run: _Run) -> list[str]:
         # A cell's output can be megabytes; the lines shown are near its beginning.
-        lines = [line.expandtabs(4).rstrip() for line in printable(text[: most * 4096]).split("\n")]
-        lines = [line for line in lines if line]
+        rows = [row.expandtabs(4).rstrip() for row in printable(text[: most * 4096]).split("\n")]
+        rows = [row for row in rows if row]
         room = self._room(run) - len(mark)
-        shown = [line if len(line) <= room else line[: room - 1] + "…" for line in lines[:most]]
-        if len(lines) > most or len(text) > most * 4096:
+        shown = [fitted(row, room) for row in rows[:most]]
+        if len(rows) > most or len(text) > most * 4096:
             shown.append("…")
-        return [self._paint("dim", mark + line) for line in shown]
+        return [self._paint("dim", mark + row) for row in shown]
 
     def _line(self, text: str, style: str, run: _Run) -> str:
-        return self._paint(style, one_line(text, self._room(run)))
+        room = self._room(run)
+        return self._paint(style, fitted(one_line(text, room), room))
 
     def _room(self, run: _Run) -> int:
-        return max((self.width() if self.live else 120) - 4 * run.depth - 1, 20)
+        return max(self._size().columns - 4 * run.depth - 1, 20)
+
+    def _size(self) -> os.terminal_size:
+        if self.size is not None:
+            return self.size()
+        try:
+            # Of this stream: the answer, on stdout, may go elsewhere.
+            return os.get_terminal_size(self.stream.fileno()) if self.live and self.stream else _NO_TERMINAL
+        except (OSError, ValueError):
+            return _NO_TERMINAL
 
     def _paint(self, style: str, text: str) -> str:
-        return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.color else text
+        return painted(((style, text),), color=self.color)
 
     def _unpriced(self, event: events.RunStarted) -> list[str]:
         names = dict.fromkeys((event.root_model, event.sub_model))
@@ -241,18 +283,18 @@ class Progress:
     def _put(self, text: str) -> None:
         if (refusals := self._refusals) is not None:
             self._refusals = None
-            line = self._line(_refusal(refusals.event, refusals.count), "yellow", refusals.run)
-            text = f"{'    ' * refusals.run.depth}{line}\n{text}"
-        tell(self.stream, (_CLEAR_LINE if self._status else "") + text)
-        self._status = ""
+            told = self._line(_refusal(refusals.event, refusals.count), "yellow", refusals.run)
+            text = f"{'    ' * refusals.run.depth}{told}\n{text}"
+        if not self.live:
+            tell(self.stream, text)
+            return
+        self._draw(text)
 
-    def _draw(self) -> None:
-        elapsed = clock_time(self.clock() - (self._began or 0.0))
-        # The last column stays free: writing to it makes some terminals wrap.
-        status = fit([*self.tally.parts(), elapsed], max(self.width() - 1, 1))
-        if status != self._status:
-            tell(self.stream, _CLEAR_LINE + self._paint("dim", status))
-            self._status = status
+    def _draw(self, above: str = "") -> None:
+        size = self._size()
+        # Before a run has begun there is nothing under way.
+        lines = self.scene.lines(size.columns, size.lines, self.clock()) if self.scene.began is not None else []
+        self._region.draw(lines, size.columns, above)
 
 
 def _refusal(event: events.Refused, count: int) -> str:

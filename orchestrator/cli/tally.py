@@ -22,6 +22,8 @@ class Tally:
         cost_usd: by the price table.
         unpriced: replies that have no price.
         children: child runs that are under way.
+        calls: requests that left for a provider, further attempts among them.
+        begun: child runs there were in all.
     """
 
     turn: int = 0
@@ -32,6 +34,8 @@ class Tally:
     cost_usd: float = 0.0
     unpriced: int = 0
     children: int = 0
+    calls: int = 0
+    begun: int = 0
 
     def add(self, event: Event) -> None:
         """Count one event."""
@@ -42,17 +46,23 @@ class Tally:
                 self.in_flight -= 1
                 self.done += 1
                 self.failed += 1
+                self.calls += event.attempts
             case events.SubcallFinished():
                 self.in_flight -= 1
                 self.done += 1
+                self.calls += event.attempts
                 self._bill(event)
             case events.RootReplied():
+                self.calls += 1
                 self._bill(event)
             case events.EstimateCharged():
                 self.tokens += event.tokens
                 self._cost(event.cost_usd)
+            case events.RetryScheduled() if event.purpose == "root":
+                self.calls += 1
             case events.ChildStarted():
                 self.children += 1
+                self.begun += 1
             case events.ChildFinished():
                 self.children -= 1
 

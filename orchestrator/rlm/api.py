@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -16,7 +16,7 @@ import anyio.from_thread
 
 from orchestrator.context import Context, check
 from orchestrator.errors import ConfigurationError
-from orchestrator.events import Sink
+from orchestrator.events import Envelope, Sink
 from orchestrator.ledger import Scope
 from orchestrator.models import retry
 from orchestrator.models.base import Model, Usage
@@ -26,6 +26,7 @@ from orchestrator.models.spec import FORMS, default_spec, open_model
 from orchestrator.policy import Policy
 from orchestrator.rlm.recursion import Run, Tree
 from orchestrator.rlm.result import Result
+from orchestrator.rlm.stream import RunStream, streamed
 from orchestrator.session import Backing, OpenBox, open_sandbox
 from orchestrator.traffic import Lane, Limits
 
@@ -115,13 +116,41 @@ class RLM:
                 the best partial answer. Cancelling the call ends the run as well and records the same, but returns
                 nothing.
         """
+        return await self._complete(context, query, self._on_event, stop)
+
+    def stream(self, context: Context, query: str) -> AbstractAsyncContextManager[RunStream]:
+        """Answer ``query`` over ``context`` while its events are read.
+
+        In use::
+
+            async with rlm.stream(context, query) as run:
+                async for envelope in run:
+                    print(envelope.elapsed_s, envelope.event.kind)
+                result = await run.result()
+
+        The events (:mod:`orchestrator.events`) are those of the run and of its children, told apart by
+        ``envelope.run`` and ``envelope.parent``, in the order in which they were recorded; ``on_event`` hears them
+        first. Leaving the block ends a run that goes on: the block is there so that a reader who has seen enough, or
+        fails, does not go on paying.
+
+        Args:
+            context: as of :meth:`complete`.
+            query: as of :meth:`complete`.
+        """
+
+        async def begin(sink: Sink, stop: anyio.Event) -> Result:
+            return await self._complete(context, query, _both(self._on_event, sink), stop)
+
+        return streamed(begin)
+
+    async def _complete(self, context: Context, query: str, sink: Sink | None, stop: anyio.Event | None) -> Result:
         context, query = check(context), _checked(query)
-        async with self._tree() as tree:
+        async with self._tree(sink) as tree:
             scope = Scope.root(self.policy.budget)
             return await Run(tree, scope, self.policy, context, query, new_run_id()).complete(stop)
 
     @asynccontextmanager
-    async def _tree(self) -> AsyncIterator[Tree]:
+    async def _tree(self, sink: Sink | None) -> AsyncIterator[Tree]:
         prices = PriceTable.load()
         _check_caps(self.policy, prices)
         async with _Models.opened() as models:
@@ -138,7 +167,7 @@ class RLM:
                 lane=Lane(Limits.of(self.policy.models)),
                 complete=partial(retry.complete, circuits=self._circuits),
             )
-            yield Tree(root, backing, self._journal, self._on_event)
+            yield Tree(root, backing, self._journal, sink)
 
 
 class _Models:
@@ -176,6 +205,17 @@ class _Models:
         if not self.provider:
             raise ConfigurationError(f"models.allowed: write {name!r} with its provider, for example anthropic:{name}")
         return self.open(f"{self.provider}:{name}")
+
+
+def _both(first: Sink | None, second: Sink) -> Sink:
+    if first is None:
+        return second
+
+    def sink(envelope: Envelope) -> None:
+        first(envelope)
+        second(envelope)
+
+    return sink
 
 
 def _model(what: str, model: object) -> str | Model | None:
