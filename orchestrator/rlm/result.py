@@ -95,3 +95,17 @@ class Result:
         if self.status == "failed":
             data["error"] = None if self.error is None else type(self.error).__name__
         return data
+
+    def _repr_html_(self) -> str:
+        """Return a small table for a notebook, in which every text is escaped and none is rendered."""
+        from orchestrator.trajectory.html.summary import summary
+
+        return summary(
+            run=self.run,
+            status=self.status,
+            answer=self.answer,
+            reason=self.reason,
+            turns=self.turns,
+            usage=self.usage,
+            journal="" if self.journal is None else str(self.journal),
+        )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from orchestrator import events
 from orchestrator.errors import JournalError
 from orchestrator.events import Event
+from orchestrator.rlm.result import Result
 from orchestrator.text import printable
 from orchestrator.trajectory.html import fold as folding
 from orchestrator.trajectory.html import page as maker
@@ -232,3 +233,44 @@ def test_cells_that_never_ended_or_never_began_are_there(tmp_path: Path) -> None
     unended, unbegun = data["runs"][0]["items"]
     assert (unended["status"], unended["end"], unended["calls"][0][2]) == ("", None, None)
     assert (unbegun["n"], unbegun["code"], unbegun["status"]) == (7, None, "ok")
+
+
+# The result in a notebook --------------------------------------------------------------------------------------------
+
+TABLE = {"calls": 3, "input_tokens": 1000, "output_tokens": 50, "cache_read_tokens": 200, "cost_usd": 0.5}
+
+
+def a_result(answer: str | None = "42", reason: str = "", model: str = "m") -> Result:
+    usage = {"calls": 3, "cost_usd": 0.5, "wall_s": 12.34, "by_model": {model: TABLE}, "by_depth": {"0": TABLE}}
+    return Result("answered", answer, reason, usage, Path("/journals/r1.jsonl"), 2, run="r1")
+
+
+def test_a_result_in_a_notebook_is_a_small_table() -> None:
+    told = re.sub(r"<[^>]+>", "|", a_result()._repr_html_())
+    for part in (
+        "|42|",
+        "|answered|",
+        "2 turns · 3 calls · $0.5000 · 12.3 s",
+        "1,200 tokens in, 50 out · $0.5000",
+        "|r1|",
+    ):
+        assert part in told
+
+
+def test_a_strangers_text_is_never_rendered_in_a_notebook() -> None:
+    plain = [tag for tag, _ in Elements(a_result()._repr_html_()).tags]
+    for text in (NASTY, "<img src=x onerror=alert(1)>", "'\"><script>", "</pre></td></table><h1>", "\u202e\x1b[2J"):
+        page = a_result(text, text, text)._repr_html_()
+        assert [tag for tag, _ in Elements(page).tags] == ["div", "pre", *plain[2:]]
+        assert {name for _, attributes in Elements(page).tags for name in attributes} == {"style", "scope"}
+        assert printable(page) == page
+
+
+def test_a_result_without_an_answer_or_an_account_has_a_table_too() -> None:
+    result = Result("failed", None, "interrupted", {}, None, 0)
+    assert "failed (interrupted)" in result._repr_html_()
+    assert "<pre" not in result._repr_html_()
+
+
+def test_a_long_answer_does_not_fill_the_notebook() -> None:
+    assert len(a_result("x" * 1_000_000)._repr_html_()) < 10_000
