@@ -39,6 +39,7 @@ _UNPRICED = "no price is known for {}: budget.cost_usd does not bound it"
 _UNDER_WAY = (events.SandboxOpened, events.RootReplied, events.CellStarted, events.CellFinished, events.ChildStarted)
 _BEGINNINGS = (events.CellStarted, events.ChildStarted)
 _NO_TERMINAL = os.terminal_size((120, 24))
+_UNKNOWN = os.terminal_size((80, 24))
 
 
 @dataclass(slots=True)
@@ -254,11 +255,14 @@ class Progress:
     def _size(self) -> os.terminal_size:
         if self.size is not None:
             return self.size()
+        if not self.live or self.stream is None:
+            return _NO_TERMINAL
         try:
             # Of this stream: the answer, on stdout, may go elsewhere.
-            return os.get_terminal_size(self.stream.fileno()) if self.live and self.stream else _NO_TERMINAL
+            size = os.get_terminal_size(self.stream.fileno())
         except (OSError, ValueError):
-            return _NO_TERMINAL
+            return _UNKNOWN
+        return size if size.columns and size.lines else _UNKNOWN  # A terminal that was told no size has 0 of both.
 
     def _paint(self, style: str, text: str) -> str:
         return painted(((style, text),), color=self.color)

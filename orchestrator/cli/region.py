@@ -16,8 +16,8 @@ from typing import TextIO
 from orchestrator.cli.common import tell
 from orchestrator.text import columns, fitted
 
-_BEGIN = "\x1b[?2026h\x1b[?7l"
-_END = "\x1b[?7h\x1b[?2026l"
+_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
+_BEGIN, _END = f"\x1b[?2026h{_NO_WRAP}", f"{_WRAP}\x1b[?2026l"
 _TO_LINE_END = "\x1b[K"
 _TO_SCREEN_END = "\x1b[J"
 _STYLES = {"": "", "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
@@ -73,11 +73,13 @@ class Region:
         frame = [self._to_first_row(width)]
         if above or narrower:
             # Lines of the old width may have been broken by the terminal: none of the old rows can be reused.
-            frame += [_TO_SCREEN_END, "".join(f"{text}\r\n" for text in above.split("\n")[:-1])]
+            frame.append(_TO_SCREEN_END)
             self._drawn = []
+        if above:
+            frame += [_WRAP, "".join(f"{text}\r\n" for text in above.split("\n")[:-1]), _NO_WRAP]
         frame.append("\r\n".join(self._row(place, pieces) for place, pieces in enumerate(lines[:-1])))
         # The last one is written whatever it was, so that the cursor stands behind it and what is below can go.
-        frame += [("\r\n" if len(lines) > 1 else "") + painted(pieces, color=self.color) for pieces in lines[-1:]]
+        frame += ["\r\n" for _ in lines[1:2]] + [self._written(pieces) for pieces in lines[-1:]]
         frame.append(_TO_SCREEN_END)
         tell(self.stream, f"{_BEGIN}{''.join(frame)}{_END}")
         self._drawn, self._width = list(lines), width
@@ -90,7 +92,12 @@ class Region:
     def _row(self, place: int, pieces: Line) -> str:
         if place < len(self._drawn) and self._drawn[place] == pieces:
             return ""
-        return painted(pieces, color=self.color) + _TO_LINE_END
+        return self._written(pieces)
+
+    def _written(self, pieces: Line) -> str:
+        # Emptied from its first column on, and not from the end of the text: tmux, when it breaks lines anew, counts
+        # cells that were only erased at the end as part of the line.
+        return _TO_LINE_END + painted(pieces, color=self.color)
 
     def _to_first_row(self, width: int) -> str:
         """Return what moves the cursor to the beginning of the first row that the region takes now.
