@@ -188,6 +188,26 @@ def test_ten_thousand_sub_calls_are_usable(page: Page, tmp_path: Path) -> None:
     assert page.evaluate("document.querySelectorAll('*').length") < 2000
 
 
+def test_thousands_of_retries_and_of_turns_do_not_make_thousands_of_elements(page: Page, tmp_path: Path) -> None:
+    retries = [events.RetryScheduled("sub", 1, "rate_limited", 0.5) for _ in range(5000)]
+    refused = [events.Refused(1, "llm_query", f"reason {n}", 0.0) for n in range(5000)]
+    turns = [replied(n, "I go on.") for n in range(2, 3000)]
+    first = [started(), replied(), events.CellStarted(1, 1, "x"), *retries, *refused]
+    happened = [*first, events.CellFinished(1, 1, cell_result()), *turns]
+    journal = write_at(tmp_path, "r1", [(n / 10, event) for n, event in enumerate(happened)])
+    page.open(written(journal, tmp_path / "page.html"))
+    assert page.evaluate("document.querySelectorAll('*').length") < 3000
+    page.evaluate("document.querySelector('.notes').focus()")
+    page.press("End")
+    page.press("Enter")
+    assert "reason 4999" in page.text(".notes + .detail")
+    page.evaluate("document.querySelector('input[type=search]').focus()")
+    page.type("reason 4321")
+    page.wait("document.querySelector('[role=status]').textContent === '1 found'")
+    page.click("#record .run > .more")
+    assert page.complaints == []
+
+
 def test_finding_leads_to_the_place_and_the_address_brings_it_back(page: Page, tmp_path: Path) -> None:
     target = written(with_calls(tmp_path, 300), tmp_path / "page.html")
     page.open(target)

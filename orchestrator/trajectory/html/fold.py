@@ -113,6 +113,7 @@ class _Run:
         self._data = data
         self._text = tree.texts.add
         self._cells: dict[int, int] = {}
+        self._running: int | None = None
         self._calls: dict[int, list[Any]] = {}
         self._children: dict[str, Data] = {}
         self._adders: dict[str, Callable[[Record, Data], None]] = {
@@ -187,11 +188,12 @@ class _Run:
         self._item(record, "shown", n=int(said["turn"]), text=self._text(said["text"]))
 
     def _cell_started(self, record: Record, said: Data) -> None:
-        self._cell(record, said, self._text(said["code"]))
+        self._running = self._cell(record, said, self._text(said["code"]))["n"]
 
     def _cell_finished(self, record: Record, said: Data) -> None:
         number, result = int(said["cell"]), said["result"]
         cell = self._cell_of(number) or self._cell(record, said, None)
+        self._running = None
         error = result.get("error")
         cell |= {
             "end": record.elapsed_s,
@@ -227,7 +229,7 @@ class _Run:
 
     def _retry_scheduled(self, record: Record, said: Data) -> None:
         text = f"{said['purpose']}: attempt {said['attempt']} failed ({said['code']}), again in {said['wait_s']:.1f} s"
-        self._note(record, text, "warn")
+        self._note(record, text, "warn", None if said["purpose"] == "root" else self._running)
 
     def _refused(self, record: Record, said: Data) -> None:
         left = "" if said["limit"] is None else f" ({said['limit']:g} left)"

@@ -2,6 +2,8 @@
 
 const first = runs[0];
 
+const MOST_LINKS = 400;
+
 function total(column) {
   return data.spend.models.reduce((sum, row) => sum + (row[column] ?? 0), 0);
 }
@@ -83,7 +85,12 @@ function spend() {
 
 function outline() {
   const link = (href, text, act) => el('a', { href, onclick: act && ((event) => { event.preventDefault(); act(); }) }, ...text);
-  const branch = (r) => el('ol', {}, ...runs[r].items.flatMap((item, i) => {
+  const branch = (r) => {
+    const most = runs[r].items.slice(0, MOST_LINKS);
+    const rest = runs[r].items.length - most.length;
+    return el('ol', {}, ...most.flatMap((item, i) => links(r, item, i)), rest ? el('li', { class: 'quiet' }, '\u2026 and more, in the record') : null);
+  };
+  const links = (r, item, i) => {
     const go = () => goTo(r, i);
     if (item.k === 'turn') return [el('li', { class: 'turn' }, link(`#${place(r, i)}`, [`Turn ${item.n}`], go))];
     if (item.k === 'child' && item.run != null) return [child(item)];
@@ -91,7 +98,7 @@ function outline() {
     const children = item.items.filter((inner) => inner.k === 'child' && inner.run != null).map(child);
     const about = [item.calls.length ? counted(item.calls.length, 'sub-call') : '', item.status === 'ok' ? '' : item.status || 'unfinished'].filter(Boolean).join(', ');
     return [el('li', { class: 'cell' }, link(`#${place(r, i)}`, [`Cell ${item.n} `, el('small', {}, about)], go), children.length ? el('ol', {}, ...children) : null)];
-  }));
+  };
   const child = (item) => el('li', {}, lazy({}, [`Child ${item.run} `, el('small', {}, oneLine(item.status || 'unfinished', 20))], (inside) => inside.append(branch(item.run))));
   const parts = [...document.querySelectorAll('main > section')].map((node) => el('li', {}, link(`#${node.id}`, [node.querySelector('h2').textContent])));
   const whole = el('details', {}, el('summary', {}, 'Outline'), el('ol', { class: 'parts' }, ...parts), branch(0));

@@ -1,6 +1,7 @@
 // The record: turns, cells, sub-calls and child runs, drawn as they are needed.
 
 const ITEMS_AT_ONCE = 60;
+const MOST_NOTES = 12;
 const views = [];
 
 function place(r, i) {
@@ -70,7 +71,8 @@ const draw = {
     const nodes = [el('h4', { tabindex: '-1' }, `Cell ${item.n} `, badge(item.status), ' ', about, at(r, item.at))];
     if (item.code !== null) nodes.push(block(texts[item.code], 'code', `Code of cell ${item.n}`));
     if (item.calls.length) nodes.push(calls(r, i, item));
-    item.items.forEach((inner) => nodes.push(...draw[inner.k](r, inner)));
+    item.items.filter((inner) => inner.k !== 'note').forEach((inner) => nodes.push(...draw[inner.k](r, inner)));
+    nodes.push(...notes(r, item.items.filter((inner) => inner.k === 'note')));
     for (const name of ['stdout', 'stderr', 'result']) {
       if (item[name] !== undefined) nodes.push(el('p', { class: 'label' }, name), block(texts[item[name]], `out ${name}`, `${name} of cell ${item.n}`));
     }
@@ -96,6 +98,20 @@ const draw = {
     return [node];
   },
 };
+
+// Few notes stand one by one; thousands, such as of retries, in a list.
+function notes(r, all) {
+  if (all.length <= MOST_NOTES) return all.flatMap((item) => draw.note(r, item));
+  const detail = el('div', { class: 'detail', 'aria-live': 'polite' });
+  const rows = list({
+    count: all.length,
+    label: 'Notes',
+    row: (n) => [el('span', { class: 'n' }, `${(runs[r].at + all[n].at).toFixed(2)} s`), el('span', { class: all[n].level }, oneLine(all[n].text, 160))],
+    open: (n) => detail.replaceChildren(...draw.note(r, all[n])),
+  });
+  rows.node.classList.add('notes');
+  return [el('p', { class: 'label' }, counted(all.length, 'note')), rows.node, detail];
+}
 
 // What a run was: for a child run at its place; the page's own head has it of the first.
 function runHead(r) {
