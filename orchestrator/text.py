@@ -72,20 +72,27 @@ def fitted(text: str, width: int) -> str:
     return f"{_head(text, width - 1)}…" if width > 0 else ""
 
 
-def folded(text: str, width: int) -> list[str]:
-    """Return cleaned text of one line in pieces of at most ``width`` columns, at least one."""
-    width = max(width, 2)
-    if text.isascii():
-        return [text[start : start + width] for start in range(0, len(text), width)] or [""]
-    pieces = []
-    while text:
-        piece = _head(text, width)
-        pieces.append(piece)
-        text = text[len(piece) :]
-    return pieces or [""]
+def folded(text: str, width: int, *, words: bool = False) -> list[str]:
+    """Return cleaned text of one line in pieces of at most ``width`` columns, at least one.
+
+    Args:
+        text: as said.
+        width: at least 2 is taken.
+        words: break after a space where there is one; else wherever the width ends.
+    """
+    pieces, start = [], 0
+    while start < len(text):
+        end = start + len(_head(text[start : start + 3 * width], max(width, 2)))
+        if words and end < len(text):
+            end = text.rfind(" ", start + 1, end + 1) + 1 or end
+        pieces.append(text[start:end])
+        start = end
+    return [piece.rstrip(" ") if words else piece for piece in pieces] or [""]
 
 
 def _head(text: str, width: int) -> str:
+    if text.isascii():
+        return text[:width]
     left = width
     for place, character in enumerate(text):
         left -= _column(character)

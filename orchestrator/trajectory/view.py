@@ -189,7 +189,7 @@ class _View:
             facts.append(f"stopped by {said['stop_reason']}")
         yield ""
         yield self._at(record, " · ".join(fact for fact in facts if fact))
-        yield from self._block(said["text"] if self._full else prose(said["text"]), "│ ", REPLY_LINES)
+        yield from self._block(said["text"] if self._full else prose(said["text"]), "│ ", REPLY_LINES, words=True)
 
     def _observed(self, record: Record) -> Iterator[str]:
         if self._full:
@@ -299,7 +299,7 @@ class _View:
         yield self._at(record, f"{said['status']}{reason}, {turns}, {said['elapsed_s']:.1f} s")
         if said["answer"] is not None:
             yield "answer"
-            yield from self._block(said["answer"], "  ", OUTPUT_LINES, margin="")
+            yield from self._block(said["answer"], "  ", OUTPUT_LINES, margin="", words=True)
         yield from self._closing(said["usage"])
 
     def _closing(self, usage: dict[str, Any]) -> Iterator[str]:
@@ -357,7 +357,7 @@ class _View:
         room = self._width - len(head)
         return head + fitted(one_line(text, room), room)
 
-    def _block(self, text: str, mark: str, most: int, *, margin: str = _MARGIN) -> Iterator[str]:
+    def _block(self, text: str, mark: str, most: int, *, margin: str = _MARGIN, words: bool = False) -> Iterator[str]:
         lines = printable(text).strip("\n").split("\n")
         if lines == [""]:
             return
@@ -366,7 +366,7 @@ class _View:
         for line in shown:
             cut = "" if self._full or len(line) <= LINE_CHARS else "…"
             text = f"{line[:LINE_CHARS]}{cut}" if cut else line
-            for number, part in enumerate(folded(text.expandtabs(4), room) if room else [text]):
+            for number, part in enumerate(folded(text.expandtabs(4), room, words=words) if room else [text]):
                 yield f"{margin}{' ' * len(mark) if number else mark}{part}"
         if len(shown) < len(lines):
             yield f"{margin}{mark}… {len(lines) - len(shown):,} more lines"

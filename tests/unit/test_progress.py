@@ -195,6 +195,13 @@ def test_guest_text_is_cleaned_and_kept_on_its_line(live: bool) -> None:  # noqa
     assert not any(word in left for word in ("title", "\u202e", "31m", "2J"))
 
 
+def test_twin_without_cleaning_a_strangers_text_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cli.scene.printable", str)
+    progress, _, _ = view(live=True)
+    with pytest.raises(AssertionError, match="the terminal was sent"):
+        feed(progress, started(), events.CellStarted(1, 1, HOSTILE))
+
+
 def test_long_code_and_output_are_cut() -> None:
     progress, screen, _ = view(live=True, width=60)
     feed(progress, events.CellStarted(1, 1, "a = 1\n" * 500 + "b" * 500))

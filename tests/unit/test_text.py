@@ -9,7 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import text as texts
-from orchestrator.text import counted, cut_to_bytes, head_and_tail, json_string, json_text, one_line, printable, size
+from orchestrator.text import (
+    columns,
+    counted,
+    cut_to_bytes,
+    fitted,
+    folded,
+    head_and_tail,
+    json_string,
+    json_text,
+    one_line,
+    printable,
+    size,
+)
 
 anything = st.text(st.characters(exclude_categories=())) | st.text("\x1b\x9b\x9d\x9c\x07[]\\PX^_;0m a\n\r\ud800é\u202e")
 
@@ -188,3 +200,37 @@ def test_cut_to_bytes_keeps_the_ends_within_the_limit_and_marks_the_cut(text: st
         assert size(cut) <= max(limit, len("\n[… 1,000 bytes cut …]\n".encode()))
         assert text.encode("utf-8", "replace").startswith(head.encode())
         assert text.encode("utf-8", "replace").endswith(tail.partition(" bytes cut …]\n")[2].encode())
+
+
+# Columns of a terminal -----------------------------------------------------------------------------------------------
+
+LINES = st.text(st.sampled_from("ab  \u6f22\u5b57e\u0301\u00e9\uff21"), max_size=80)
+
+
+@given(LINES, st.integers(2, 30), st.booleans())
+def test_folded_pieces_fit_and_lose_nothing_but_spaces_at_a_break(text: str, width: int, words: bool) -> None:  # noqa: FBT001
+    pieces = folded(text, width, words=words)
+    assert pieces
+    assert max(map(columns, pieces)) <= width
+    if words:
+        assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
+    else:
+        assert "".join(pieces) == text
+
+
+@given(LINES, st.integers(0, 30))
+def test_fitted_text_is_whole_or_cut_with_an_ellipsis(text: str, width: int) -> None:
+    cut = fitted(text, width)
+    assert columns(cut) <= width
+    assert cut == text or not width or (cut.endswith("…") and text.startswith(cut[:-1]))
+
+
+def test_words_stay_whole_where_there_is_room() -> None:
+    assert folded("one two three", 8, words=True) == ["one two", "three"]
+    assert folded("a-word-that-is-long two", 8, words=True) == ["a-word-t", "hat-is-l", "ong two"]
+    assert folded("", 8) == [""]
+    assert folded("\u6f22\u5b57\u6f22", 3) == ["\u6f22", "\u5b57", "\u6f22"]
+
+
+def test_a_line_of_a_million_characters_is_folded_at_once() -> None:
+    assert len(folded("\u6f22" * 1_000_000, 80)) == 25_000

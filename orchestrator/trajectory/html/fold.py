@@ -225,7 +225,8 @@ class _Run:
 
     def _subcall_failed(self, record: Record, said: Data) -> None:
         call = self._calls.pop(said["call"])
-        call[2], call[6], call[7], call[10] = record.elapsed_s, str(said["code"]), str(said["detail"]), said["attempts"]
+        call[2], call[6], call[7] = record.elapsed_s, str(said["code"]), str(said["detail"])
+        call[10] = int(said["attempts"])
 
     def _retry_scheduled(self, record: Record, said: Data) -> None:
         text = f"{said['purpose']}: attempt {said['attempt']} failed ({said['code']}), again in {said['wait_s']:.1f} s"
