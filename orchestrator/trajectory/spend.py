@@ -66,9 +66,17 @@ class Spend:
 
     def add(self, model: str, depth: int, said: Mapping[str, Any]) -> None:
         """Count one answer: the fields of ``root_replied`` or ``subcall_finished``."""
-        cost = said["cost_usd"]
-        facts = {name: _number(said["usage"].get(name, 0)) for name in TOKENS}
-        facts |= {"calls": 1, "cost_usd": _number(cost or 0), "unpriced_calls": int(cost is None)}
+        if said.get("memo_of") is None:  # Else it is an earlier answer, and nothing was sent.
+            self._count(model, depth, 1, said["usage"], said["cost_usd"])
+
+    def estimate(self, model: str, depth: int, said: Mapping[str, Any]) -> None:
+        """Count requests that brought no reply and may be billed: the fields of ``estimate_charged``."""
+        self._count(model, depth, said["attempts"], {"input_tokens": said["tokens"]}, said["cost_usd"])
+
+    def _count(self, model: str, depth: int, calls: int, usage: Mapping[str, Any], cost: float | None) -> None:
+        facts = {name: _number(usage.get(name, 0)) for name in TOKENS}
+        facts |= {"calls": _number(calls), "cost_usd": _number(cost or 0)}
+        facts["unpriced_calls"] = facts["calls"] if cost is None else 0
         for tables, name in ((self.models, model), (self.depths, str(depth))):
             table = tables.setdefault(name, dict.fromkeys(_COLUMNS, 0))
             for key, number in facts.items():

@@ -142,12 +142,6 @@ class _View:
         match record.kind:
             case "run_started":
                 self._about = said
-            case "root_replied":
-                self._spend.add(str(self._about["root_model"]), self._about["depth"], said)
-            case "subcall_started":
-                self._models[said["call"]] = str(said["model"])
-            case "subcall_finished":
-                self._spend.add(self._models.pop(said["call"], "unknown"), self._about["depth"], said)
             case "limit_reached":
                 self._limits.append(f"{said['reason']} ({said['limit']:g} left)")
             case "refused":
@@ -156,6 +150,20 @@ class _View:
                 # Nobody else reads it for what it spent.
                 for _ in self._child_lines(str(said["child"])):
                     pass
+            case _:
+                self._count_spending(record.kind, said)
+
+    def _count_spending(self, kind: str, said: dict[str, Any]) -> None:
+        match kind:
+            case "root_replied":
+                self._spend.add(str(self._about["root_model"]), self._about["depth"], said)
+            case "subcall_started":
+                self._models[said["call"]] = str(said["model"])
+            case "subcall_finished":
+                self._spend.add(self._models.pop(said["call"], "unknown"), self._about["depth"], said)
+            case "estimate_charged":
+                model = self._about["root_model"] if said["call"] is None else self._models.get(said["call"], "unknown")
+                self._spend.estimate(str(model), self._about["depth"], said)
             case "run_finished" if not self._child:
                 self._spend.settle(said["usage"])
 
@@ -372,3 +380,5 @@ class _View:
             yield f"{margin}{mark}… {len(lines) - len(shown):,} more lines"
 
 
+def _not_of_this_format(path: Path, record: Record) -> JournalError:
+    return JournalError(f"{path}: record {record.seq} ({record.kind}) is not of this format")

@@ -57,11 +57,11 @@ def test_a_page_holds_the_whole_run(tmp_path: Path) -> None:
     assert [item["k"] for item in run["items"]] == ["note", "turn", "cell", "shown", "note", "note"]
     cell = run["items"][2]
     assert (texts[cell["code"]], cell["status"], texts[cell["stdout"]]) == ("print(1)", "ok", "1\n")
-    assert [item["k"] for item in cell["items"]] == ["note", "note", "child", "note"]
+    assert [item["k"] for item in cell["items"]] == ["note", "note", "note", "note", "child", "note"]
     first, second = cell["calls"]
     assert (texts[first[4]], texts[first[5]], first[10]) == ("What is here?", "A word.", 2)
     assert (second[5], second[6], second[7]) == (None, "model_unavailable", "503 from the provider")
-    assert run["limits"] == [{"at": 1.5, "text": "calls (0 left)"}]
+    assert run["limits"] == [{"at": 1.7, "text": "calls (0 left)"}]
 
 
 def test_a_page_is_what_its_template_says_and_nothing_more(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_child_runs_are_in_the_page_of_their_parent_and_on_its_clock(tmp_path: P
     _, data = maker.render(write(tmp_path, *a_run()))
     child = data["runs"][1]
     assert data["texts"][child["query"]] == "A smaller question"
-    assert (child["at"], child["place"], child["depth"]) == (1.0, [0, 2], 1)
+    assert (child["at"], child["place"], child["depth"]) == (1.2, [0, 2], 1)
 
 
 def test_a_childs_journal_that_is_missing_or_damaged_leaves_the_parents_page_whole(tmp_path: Path) -> None:
@@ -183,6 +183,15 @@ def test_spending_is_the_ledgers_account_and_else_what_was_recorded(tmp_path: Pa
     _, data = maker.render(write(tmp_path, *a_run()[:-1], run="r2"))
     assert data["spend"]["counted"]
     assert [row[0] for row in data["spend"]["models"]] == ["root-model", "sub-model"]
+
+
+def test_estimates_are_spent_and_an_answer_given_twice_is_not(tmp_path: Path) -> None:
+    again = events.SubcallFinished(2, "A word.", "end", {}, None, 0, 0.0, memo_of=1)
+    lost = events.EstimateCharged("sub", 1, 2, 900, 0.5)
+    happened = [started(), events.CellStarted(1, 1, "x"), asked(1), lost, answered(1), asked(2), again]
+    _, data = maker.render(write(tmp_path, *happened))
+    assert data["spend"]["models"] == [["sub-model", 3, 1200 + 900, 50, 200, 0.501]]
+    assert data["runs"][0]["items"][0]["calls"][1][6] == "the answer of sub-call 1; nothing was sent"
 
 
 def test_a_damaged_journal_gives_a_page_of_what_stands_before(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_a_run_cut_off_is_counted_with_its_children(tmp_path: Path) -> None:
         assert "spent; no closing account, so counted from what was recorded" in lines
         assert [line.split()[:3] for line in lines if "root-model  " in line] == [["root-model", "2", "2,400"]]
         assert [line.split()[:3] for line in lines if line.startswith("  depth")] == [
-            ["depth", "0", "2"],
+            ["depth", "0", "3"],
             ["depth", "1", "1"],
         ]
 

@@ -93,7 +93,7 @@ def test_on_a_terminal_the_status_line_stands_last_and_leaves_no_trace() -> None
     feed(progress, *a_run()[6:])
     progress.close()
     lines = screen.shown()
-    assert lines[-1] == "answered · 1 turn · 2 sub-calls · $0.0110 · 0:09"
+    assert lines[-1] == "answered · 1 turn · 2 sub-calls · $0.0130 · 0:09"
     assert not [line for line in lines if "in flight" in line or "━" in line]
 
 

@@ -14,6 +14,7 @@ from orchestrator.errors import JournalError
 from orchestrator.text import counted, head_and_tail
 from orchestrator.trajectory.journal import SUFFIX, Record, read
 from orchestrator.trajectory.spend import TOKENS, Row, Spend
+from orchestrator.trajectory.wording import circuit_text
 
 TEXT_CHARS = 100_000
 """Of a longer text the page has its beginning and its end."""
@@ -128,6 +129,8 @@ class _Run:
             "subcall_finished": self._subcall_finished,
             "subcall_failed": self._subcall_failed,
             "retry_scheduled": self._retry_scheduled,
+            "estimate_charged": self._estimate_charged,
+            "circuit_changed": self._circuit_changed,
             "refused": self._refused,
             "child_started": self._child_started,
             "child_finished": self._child_finished,
@@ -221,6 +224,8 @@ class _Run:
         call[2] = record.elapsed_s
         call[5] = self._text(said["text"])
         call[6] = "" if said["stop_reason"] == "end" else f"stopped by {said['stop_reason']}"
+        if said.get("memo_of") is not None:
+            call[6] = f"the answer of sub-call {said['memo_of']}; nothing was sent"
         call[8:] = [_usage(said["usage"]), said["cost_usd"], int(said["attempts"])]
 
     def _subcall_failed(self, record: Record, said: Data) -> None:
@@ -231,6 +236,18 @@ class _Run:
     def _retry_scheduled(self, record: Record, said: Data) -> None:
         text = f"{said['purpose']}: attempt {said['attempt']} failed ({said['code']}), again in {said['wait_s']:.1f} s"
         self._note(record, text, "warn", None if said["purpose"] == "root" else self._running)
+
+    def _estimate_charged(self, record: Record, said: Data) -> None:
+        call = self._calls.get(said["call"])
+        model = self._data["root"] if said["call"] is None else "unknown" if call is None else call[3]
+        self._tree.spend.estimate(model, self._data["depth"], said)
+        what = f"{counted(said['attempts'], 'request')} without a reply charged as {counted(said['tokens'], 'token')}"
+        text = f"{said['purpose']}: {what} at most"
+        self._note(record, text, "warn", None if said["purpose"] == "root" else self._running)
+
+    def _circuit_changed(self, record: Record, said: Data) -> None:
+        text = circuit_text(said["provider"], said["state"], said["failures"], said["wait_s"])
+        self._note(record, text, "warn", self._running)
 
     def _refused(self, record: Record, said: Data) -> None:
         left = "" if said["limit"] is None else f" ({said['limit']:g} left)"
@@ -254,7 +271,8 @@ class _Run:
     def _limit_reached(self, record: Record, said: Data) -> None:
         text = f"{said['reason']} ({said['limit']:g} left)"
         self._data["limits"].append({"at": record.elapsed_s, "text": text})
-        self._note(record, f"limit reached: {text}", "warn")
+        more = f"; for more: {said['more']}" if said.get("more") else ""
+        self._note(record, f"limit reached: {text}{more}", "warn")
 
     def _run_finished(self, record: Record, said: Data) -> None:
         if self._number == 0:
