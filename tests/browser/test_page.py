@@ -218,7 +218,6 @@ def test_finding_leads_to_the_place_and_the_address_brings_it_back(page: Page, t
     assert "Sub-call 123" in page.text(".detail")
     place = page.evaluate("location.hash")
     assert place == "#r0-i1-c123"
-    page.send("Page.navigate", url="about:blank")
     page.open(target, fragment=place)
     assert "word 123" in page.text(".detail")
 

@@ -57,12 +57,16 @@ class Page:
 
         A second opening under another fragment would be no load, so the page is left in between.
         """
-        self._loaded = False
+        self._go("about:blank")
         began = time.monotonic()
-        self.send("Page.navigate", url=f"{path.as_uri()}{fragment}")
-        self._browser.wait(lambda: self._loaded)
+        self._go(f"{path.as_uri()}{fragment}")
         self.wait("document.documentElement.dataset.ready === 'yes'")
         return time.monotonic() - began
+
+    def _go(self, url: str) -> None:
+        self._loaded = False
+        self.send("Page.navigate", url=url)
+        self._browser.wait(lambda: self._loaded)
 
     def evaluate(self, expression: str) -> Any:
         """Return the JSON value of a JavaScript expression; a promise is awaited.
