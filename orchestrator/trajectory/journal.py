@@ -7,21 +7,25 @@ by its hash from then on. It goes out in pieces: what a box hands over is not he
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import itertools
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from orchestrator.errors import JournalError
 from orchestrator.events import SCHEMA_VERSION, Envelope
 from orchestrator.text import json_string, json_text
+from orchestrator.trajectory.chain import Chain
+from orchestrator.trajectory.reading import Reader, Record, digest, read
+
+__all__ = ["INLINE_CHARS", "SUFFIX", "JournalWriter", "Record", "read"]
 
 # A reference and the frame of a blob line cost about 200 bytes together: below this, hashing would make files larger.
 INLINE_CHARS = 1024
@@ -30,7 +34,6 @@ SUFFIX = ".jsonl"
 # Characters, and about as many bytes, that are prepared at a time.
 _PIECE = 1 << 18
 
-_BEGINNING = b'{"v":'
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # JSON cannot tell two lone surrogates, high then low, from the one character they would encode.
 _FALSE_PAIR = re.compile("(?<=[\ud800-\udbff])(?=[\udc00-\udfff])")
@@ -39,32 +42,14 @@ _SECRET_MIN = 8  # A shorter value is a placeholder such as "none", and would be
 _STRUCK_OUT = "[secret removed]"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One event as the journal tells it.
+@dataclass(slots=True)
+class _End:
+    """Where a journal is to go on."""
 
-    Attributes:
-        run: id of the run.
-        parent: id of the run that started it, or None.
-        seq: position in the run, from 0.
-        elapsed_s: seconds since the run began, on the monotonic clock.
-        time: Unix time in seconds.
-        kind: name of the event's type; kinds that this version does not know are passed on.
-        fields: what the event says, texts in full.
-    """
-
-    run: str
-    parent: str | None
-    seq: int
-    elapsed_s: float
-    time: float
-    kind: str
-    fields: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record under the names its line has, as ``journal show --json`` prints it."""
-        head = {"v": SCHEMA_VERSION, "run": self.run, "parent": self.parent, "seq": self.seq}
-        return {**head, "t": self.elapsed_s, "time": self.time, "kind": self.kind, **self.fields}
+    size: int = 0
+    next_seq: int = 0
+    chain: Chain = field(default_factory=Chain)
+    stored: set[bytes] = field(default_factory=set)
 
 
 class JournalWriter:
@@ -77,19 +62,30 @@ class JournalWriter:
     Once a write failed nothing more is written, since a journal with a hole would tell a false story: every later call
     raises the same :class:`~orchestrator.errors.JournalError`.
 
+    While it is open nobody else can write the file: :meth:`append` refuses.
+
     Attributes:
         path: the file.
+        next_seq: position in the run of the event that is to come; right from the start in one of :meth:`append`.
+        size: bytes in the file.
     """
 
-    def __init__(self, path: Path, descriptor: int, secrets: tuple[str, ...], wrote: Callable[[int], None]) -> None:
-        """Wrap an open file; :meth:`create` is the way in."""
+    def __init__(self, path: Path, descriptor: int, at: _End, wrote: Callable[[int], None]) -> None:
+        """Wrap an open file; :meth:`create` and :meth:`append` are the ways in."""
         self.path = path
+        self.next_seq = at.next_seq
+        self.size = at.size
+        self._chain = at.chain
+        self._stored = at.stored
         self._wrote = wrote
         self._descriptor = descriptor
-        self._secrets = secrets
-        self._size = 0
-        self._stored: set[bytes] = set()
+        self._secrets = _secrets(os.environ)
         self._failure: str | None = None
+
+    @property
+    def head(self) -> str:
+        """The hash chain's value behind the last event, in hexadecimal; empty before the first."""
+        return self._chain.head
 
     @classmethod
     def create(cls, directory: Path, run: str, wrote: Callable[[int], None] = lambda _: None) -> JournalWriter:
@@ -112,7 +108,32 @@ class JournalWriter:
             descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             raise JournalError(f"cannot create the journal {path}: {error.strerror}") from error
-        return cls(path, descriptor, _secrets(os.environ), wrote)
+        with _owned(path, descriptor):
+            return cls(path, descriptor, _End(), wrote)
+
+    @classmethod
+    def append(cls, path: Path, wrote: Callable[[int], None] = lambda _: None) -> JournalWriter:
+        """Open the journal of a run that goes on: numbers, hash chain and texts that it holds are carried on.
+
+        What a writer left that died, a line without an end or texts that no event refers to yet, is cut off. Read the
+        journal after this, not before: from here on it is nobody else's.
+
+        Args:
+            path: the file.
+            wrote: told after each new event how many bytes it took.
+
+        Raises:
+            JournalError: somebody else is writing it; or it cannot be opened, holds no event, is damaged, or was
+                changed. It is left as it was.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except OSError as error:
+            raise JournalError(f"cannot open the journal {path}: {error.strerror}") from error
+        with _owned(path, descriptor):
+            end = _end(path, descriptor)
+            os.ftruncate(descriptor, end.size)
+            return cls(path, descriptor, end, wrote)
 
     def __call__(self, envelope: Envelope) -> None:
         """Write one event, preceded by the texts it is the first to hold.
@@ -133,10 +154,11 @@ class JournalWriter:
             "time": round(envelope.time, 3),
             "kind": event.kind,
         }
-        for field in fields(event):
-            line[field.name] = encoder.value(getattr(event, field.name))
+        for each in fields(event):
+            line[each.name] = encoder.value(getattr(event, each.name))
         blobs = (piece for reference, text in encoder.blobs for piece in _blob_line(reference, text))
-        self._write(itertools.chain(blobs, (json_text(line), "\n")))
+        self._write(itertools.chain(blobs, (json_text(line)[:-1],)))
+        self.next_seq = envelope.seq + 1
 
     def close(self) -> None:
         """Force the file to the disk and give it back. Calling it twice is fine.
@@ -169,23 +191,61 @@ class JournalWriter:
     def _write(self, pieces: Iterator[str]) -> None:
         size = 0
         try:
-            for data in _buffered(pieces):
+            for data in _sealed(_buffered(pieces), self._chain):
                 rest = memoryview(data)
                 while rest:
                     rest = rest[os.write(self._descriptor, rest) :]
                 size += len(data)
         except OSError as error:
             self._fail(error)
-        self._size += size
+        self.size += size
         self._wrote(size)
 
     def _fail(self, error: OSError) -> NoReturn:
         self._failure = f"cannot write the journal {self.path}: {error.strerror}"
         try:
-            os.ftruncate(self._descriptor, self._size)
+            os.ftruncate(self._descriptor, self.size)
         except OSError as second:
             error.add_note(f"the torn last line stays: {second.strerror}")
         raise JournalError(self._failure) from error
+
+
+@contextmanager
+def _owned(path: Path, descriptor: int) -> Iterator[None]:
+    """Lock a journal for as long as it is open; close it when the block is left by an exception."""
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JournalError(f"cannot write the journal {path}: another process or run is writing it") from error
+        yield
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, OSError):
+            raise JournalError(f"cannot write the journal {path}: {error.strerror}") from error
+        raise
+
+
+def _end(path: Path, descriptor: int) -> _End:
+    """Return what a journal is to go on with, behind its last whole event."""
+    end, chain, waiting = _End(), Chain(), set[bytes]()
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        reader = Reader(path, file)
+        for line in reader.lines():
+            if line.blob:
+                chain.update(line.raw)
+                waiting.add(bytes.fromhex(line.blob.removeprefix("sha256:")))
+                continue
+            if not chain.check(line.raw):
+                raise JournalError(f"{path}, line {line.number} or one before it was changed since it was written")
+            end.next_seq = reader.record(line).seq + 1
+            end.size = line.offset + len(line.raw)
+            end.chain = chain.copy()
+            end.stored |= waiting
+            waiting.clear()
+    if not end.size:
+        raise JournalError(f"the journal {path} holds no event: there is nothing to carry on")
+    return end
 
 
 class _Encoder:
@@ -219,10 +279,10 @@ class _Encoder:
             text = text.replace(secret, _STRUCK_OUT)
         if len(text) <= INLINE_CHARS:
             return _joined(text)
-        digest = _digest(text)
-        reference = f"sha256:{digest.hex()}"
-        if digest not in self._stored:
-            self._stored.add(digest)
+        found = digest(text)
+        reference = f"sha256:{found.hex()}"
+        if found not in self._stored:
+            self._stored.add(found)
             self.blobs.append((reference, text))
         return {"$blob": reference}
 
@@ -232,152 +292,13 @@ class _Encoder:
         return {"$items": [[self.value(key), self.value(item)] for key, item in mapping.items()]}
 
 
-def read(path: str | Path) -> Iterator[Record]:
-    """Yield the records of a journal in order, long texts put back in place.
-
-    A last line without its newline was being written when the process died: it is left out. The file is read as it is
-    asked for, so a journal of any size takes the memory of its largest event.
-
-    Raises:
-        JournalError: the file cannot be read, is no journal, is of another version, or is damaged; the line is named.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            yield from _Reader(path, file).records()
-    except OSError as error:
-        raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
-
-
-class _Reader:
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = path
-        self._file = file
-        self._number = 0
-        self._places: dict[str, tuple[int, int]] = {}
-        # Most references follow their blob at once; older ones are read again from the file instead of being kept.
-        self._fresh: dict[str, str] = {}
-
-    def records(self) -> Iterator[Record]:
-        offset = 0
-        for line in self._file:
-            self._number += 1
-            if not line.endswith(b"\n"):
-                # A first line cut short is still the beginning of one; anything else was never a journal.
-                if self._number == 1 and line[: len(_BEGINNING)] != _BEGINNING[: len(line)]:
-                    self._damaged("is not a line of a journal")
-                return
-            data = self._parse(line)
-            if data["kind"] == "blob":
-                reference, text = self._blob(data)
-                self._places[reference] = (offset, len(line))
-                self._fresh[reference] = text
-            else:
-                yield self._record(data)
-                self._fresh.clear()
-            offset += len(line)
-
-    def _parse(self, line: bytes) -> dict[str, Any]:
-        try:
-            data = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            self._damaged("is not JSON", error)
-        if not isinstance(data, dict) or "v" not in data or not isinstance(data.get("kind"), str):
-            self._damaged("is not a line of a journal")
-        if data["v"] != SCHEMA_VERSION or isinstance(data["v"], bool):
-            raise JournalError(
-                f"{self._path} is a journal of format {data['v']!r}; this version reads format {SCHEMA_VERSION}"
-            )
-        return data
-
-    def _record(self, data: dict[str, Any]) -> Record:
-        del data["v"]
-        try:
-            head = {key: data.pop(key) for key in ("run", "parent", "seq", "t", "time", "kind")}
-        except KeyError as error:
-            self._damaged(f"lacks {error.args[0]!r}", error)
-        if not _fits_head(head):
-            self._damaged("has a head of the wrong types")
-        values = {key: self._value(item) for key, item in data.items()}
-        return Record(
-            run=head["run"],
-            parent=head["parent"],
-            seq=head["seq"],
-            elapsed_s=float(head["t"]),
-            time=float(head["time"]),
-            kind=head["kind"],
-            fields=values,
-        )
-
-    def _blob(self, data: dict[str, Any]) -> tuple[str, str]:
-        text = self._value(data.get("text"))
-        if not isinstance(text, str):
-            self._damaged("is a blob without text")
-        reference = f"sha256:{_digest(text).hex()}"
-        if data.get("hash") != reference:
-            self._damaged("is a blob whose text does not have its hash")
-        return reference, text
-
-    def _value(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._value(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        for key, item in value.items():
-            if key.startswith("$"):
-                return self._special(key if len(value) == 1 else "mixture of keys", item)
-        return {key: self._value(item) for key, item in value.items()}
-
-    def _special(self, key: str, item: Any) -> Any:
-        if key == "$blob" and isinstance(item, str):
-            return self._resolve(item)
-        if key == "$join" and isinstance(item, list) and all(isinstance(part, str) for part in item):
-            return "".join(item)
-        if key == "$float" and item in ("nan", "inf", "-inf"):
-            return float(item)
-        if key == "$items" and isinstance(item, list) and all(map(_is_pair, item)):
-            return {self._value(name): self._value(value) for name, value in item}
-        return self._damaged(f"holds a {key} that this version cannot read")
-
-    def _resolve(self, reference: str) -> str:
-        if reference in self._fresh:
-            return self._fresh[reference]
-        if reference not in self._places:
-            self._damaged(f"refers to {reference}, which no earlier line holds")
-        offset, length = self._places[reference]
-        return self._blob(self._parse(os.pread(self._file.fileno(), length, offset)))[1]
-
-    def _damaged(self, what: str, cause: BaseException | None = None) -> NoReturn:
-        raise JournalError(f"{self._path}, line {self._number} {what}") from cause
-
-
-def _fits_head(head: dict[str, Any]) -> bool:
-    return (
-        isinstance(head["run"], str)
-        and isinstance(head["parent"], str | None)
-        and type(head["seq"]) is int
-        and all(type(head[key]) in (int, float) for key in ("t", "time"))
-    )
-
-
 def _plain_key(key: object) -> bool:
     return isinstance(key, str) and len(key) <= INLINE_CHARS and not key.startswith("$") and not _FALSE_PAIR.search(key)
-
-
-def _is_pair(item: object) -> bool:
-    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], str | dict)  # noqa: PLR2004 - key and value
 
 
 def _joined(text: str) -> Any:
     parts = _FALSE_PAIR.split(text)
     return text if len(parts) == 1 else {"$join": parts}
-
-
-def _digest(text: str) -> bytes:
-    found = hashlib.sha256()
-    for start in range(0, len(text), _PIECE):
-        found.update(text[start : start + _PIECE].encode("utf-8", "surrogatepass"))
-    return found.digest()
 
 
 def _blob_line(reference: str, text: str) -> Iterator[str]:
@@ -400,6 +321,17 @@ def _buffered(pieces: Iterator[str]) -> Iterator[bytes]:
             yield "".join(waiting).encode()
             waiting, characters = [], 0
     yield "".join(waiting).encode()
+
+
+def _sealed(portions: Iterator[bytes], chain: Chain) -> Iterator[bytes]:
+    """Yield the portions of an event's lines, the last one with the chain's value at its end."""
+    last = b""
+    for portion in portions:
+        if last:
+            yield last
+        chain.update(portion)
+        last = portion
+    yield last + chain.seal()
 
 
 def _secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
