@@ -167,6 +167,10 @@ class JournalError(RlmSandboxError):
     """The journal cannot be written (a full disk, say) or is not one of ours."""
 
 
+class ResumeError(JournalError):
+    """A run cannot go on where its journal ends: it does something else this time, or its context is another."""
+
+
 @contextmanager
 def ungrouped() -> Iterator[list[BaseException]]:
     """Let the first exception of a group leave alone: a task group inside must not change what a caller catches.

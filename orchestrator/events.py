@@ -213,6 +213,30 @@ class CircuitChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """A run goes on that was cut off, or ended at a limit; what was recorded is played back first.
+
+    Attributes:
+        after: seq of the last record that its course follows. What stands between that and this one was paid for, and
+            counts for nothing else.
+        budget: what the whole run may spend now, its parts together, by policy key.
+    """
+
+    kind: ClassVar[str] = "resumed"
+    after: int
+    budget: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged(Event):
+    """A cell that was run again did something else than it had done."""
+
+    kind: ClassVar[str] = "diverged"
+    cell: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refused(Event):
     """The broker refused something the box asked for.
 
@@ -222,6 +246,7 @@ class Refused(Event):
         reason: the word the box was told.
         limit: what would have been allowed, where that is a number.
         count: refusals this event stands for: a flood is recorded one by one at first, and the rest as one event.
+        nth: which call of that method in its cell it was, from 1; 0 where that is not known.
     """
 
     kind: ClassVar[str] = "refused"
@@ -230,6 +255,7 @@ class Refused(Event):
     reason: str
     limit: float | None
     count: int = 1
+    nth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +352,11 @@ class Recorder:
     sinks: tuple[Sink, ...] = ()
     _seq: int = 0
     _began: float = field(default_factory=time.monotonic)
+
+    def show(self, turn: int, text: str) -> str:
+        """Record what the root model is shown of a turn, and return it."""
+        self.emit(Observed(turn, text))
+        return text
 
     def emit(self, event: Event) -> None:
         """Record ``event`` everywhere."""

@@ -1,0 +1,138 @@
+"""A resumed run's events: what the journal has already is not recorded again, and what differs from it is noticed."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from orchestrator import events
+from orchestrator.errors import ResumeError
+from orchestrator.events import Event, Recorder, Sink
+from orchestrator.trajectory.tape import Tape, TapedCall
+
+OnDivergence = Literal["stop", "live"]
+
+
+@dataclass(slots=True)
+class Replay(Recorder):
+    """Numbers on where the journal ends. Until then it compares, and lets through only what is new.
+
+    Attributes:
+        tape: what is recorded.
+        on_divergence: whether a cell that does something else this time ends the run (``stop``), or is recorded, and
+            what it asks is asked live (``live``).
+        went_live: called once, before the first new event of the run's course: what was paid for and is not played back
+            is to be paid now.
+    """
+
+    tape: Tape = field(kw_only=True)
+    on_divergence: OnDivergence = field(kw_only=True, default="stop")
+    went_live: Callable[[], object] | None = field(kw_only=True, default=None)
+    _claimed: dict[tuple[str, str, int], deque[TapedCall]] = field(default_factory=lambda: defaultdict(deque))
+    _playing: set[int] = field(default_factory=set)
+    _numbers: dict[int, int] = field(default_factory=dict)
+    _shown: set[int] = field(default_factory=set)
+    _open_cells: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, tape: Tape, sinks: tuple[Sink, ...], on_divergence: OnDivergence) -> Replay:
+        """Go on with the journal that ``tape`` was made of; ``sinks`` append to it."""
+        recorder = cls(tape.run, tape.parent, sinks, tape=tape, on_divergence=on_divergence)
+        recorder._seq = tape.next_seq
+        recorder._began = time.monotonic() - tape.elapsed_s
+        recorder._shown = set(tape.shown)
+        recorder._open_cells = set(tape.cells)
+        return recorder
+
+    def emit(self, event: Event) -> None:
+        """Record what is new of it.
+
+        Raises:
+            ResumeError: a cell does something else than it did, and that is to end the run.
+        """
+        new = self._new(event)
+        if new is None:
+            return
+        if self.went_live is not None and not isinstance(new, (events.SandboxOpened, events.Resumed, events.Diverged)):
+            went_live, self.went_live = self.went_live, None
+            went_live()
+        Recorder.emit(self, new)
+
+    def show(self, turn: int, text: str) -> str:
+        """Record what the root model is shown; return what it was shown then, where that is recorded."""
+        if turn in self._shown:
+            self._shown.remove(turn)
+            return self.tape.shown[turn]
+        Recorder.show(self, turn, text)
+        return text
+
+    def reply(self, turn: int) -> dict[str, Any] | None:
+        """Return the recorded reply of the root model to be given as that of a turn."""
+        return self.tape.replies.get(turn)
+
+    def outcome(self, model: str, prompt: str, max_tokens: int) -> TapedCall | None:
+        """Take the recorded outcome of a sub-call whose start was just emitted, or None: it is to be asked."""
+        waiting = self._claimed.get((model, prompt, max_tokens))
+        return waiting.popleft() if waiting else None
+
+    def _new(self, event: Event) -> Event | None:
+        """Return what is to be recorded of an event: itself, itself under another number, or nothing."""
+        match event:
+            case events.CellStarted() | events.CellFinished() | events.FinalSet():
+                return self._of_cell(event)
+            case events.SubcallStarted():
+                return self._subcall_started(event)
+            case events.SubcallFinished() | events.SubcallFailed():
+                return self._subcall_ended(event)
+        played = isinstance(event, events.RunStarted) or (
+            isinstance(event, events.RootReplied) and event.turn in self.tape.replies
+        )
+        return None if played else event
+
+    def _of_cell(self, event: events.CellStarted | events.CellFinished | events.FinalSet) -> Event | None:
+        cell = event.cell
+        if isinstance(event, events.CellStarted) and cell in self._open_cells:
+            self._open_cells.remove(cell)
+            if event.code != self.tape.cells[cell].code:
+                self._diverged(cell, "its code is another")
+            return None
+        if not self.tape.finished(cell):
+            return event
+        if isinstance(event, events.CellFinished):
+            self._compare(cell, event.result)
+        return None
+
+    def _compare(self, cell: int, now: dict[str, Any]) -> None:
+        then = self.tape.cells[cell].result or {}
+        if then.get("status") != now.get("status"):
+            self._diverged(cell, f"it ended as {now.get('status')}, and as {then.get('status')} then")
+        elif any(then.get(name) != now.get(name) for name in ("stdout", "result")):
+            self._diverged(cell, "it printed something else", harmless=True)
+
+    def _subcall_started(self, event: events.SubcallStarted) -> Event | None:
+        taped = self.tape.claim(event.model, event.prompt, event.max_tokens)
+        if taped is not None:
+            self._claimed[event.model, event.prompt, event.max_tokens].append(taped)
+            self._playing.add(event.call)
+            return None
+        if self.tape.finished(event.cell):
+            self._diverged(event.cell, "it asked something that it did not ask then")
+        self.tape.last_call += 1
+        self._numbers[event.call] = self.tape.last_call
+        return replace(event, call=self.tape.last_call)
+
+    def _subcall_ended(self, event: events.SubcallFinished | events.SubcallFailed) -> Event | None:
+        if event.call in self._playing:
+            self._playing.remove(event.call)
+            return None
+        return replace(event, call=self._numbers.get(event.call, event.call))
+
+    def _diverged(self, cell: int, what: str, *, harmless: bool = False) -> None:
+        Recorder.emit(self, events.Diverged(cell, what))
+        if self.on_divergence == "stop" and not harmless:
+            raise ResumeError(
+                f"cell {cell} does something else than it did: {what}; go on all the same with --on-divergence live"
+            )

@@ -1,0 +1,257 @@
+"""What a run has recorded, given out again in the course of a resumed one.
+
+A resumed run is the same program over the same context: its loop asks the root model, runs cells, and cells ask
+sub-models. Whatever of that the journal holds an answer to is answered from here, without asking or paying anyone, and
+is not recorded a second time. Prompts are kept as hashes: a tape has the size of the answers.
+
+A call is known by what it asks (model, prompt, reply length), not by its number: threads of a cell ask in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import JournalError
+from orchestrator.trajectory.journal import SUFFIX, Record, read
+
+# Recorded of a call that was given up because its cell or run ended: asked again, it may well be answered.
+_GIVEN_UP = frozenset(("cancelled",))
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What something cost.
+
+    Attributes:
+        calls: requests that left for a provider.
+        tokens: input and output, cached ones included.
+        cost_usd: US dollars by the price table; 0 for a model without a price.
+    """
+
+    calls: int = 0
+    tokens: int = 0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: Bill) -> Bill:
+        """Return both together."""
+        return Bill(self.calls + other.calls, self.tokens + other.tokens, self.cost_usd + other.cost_usd)
+
+
+@dataclass(frozen=True, slots=True)
+class TapedCell:
+    """A cell that was sent into a box.
+
+    Attributes:
+        code: what was sent.
+        result: how it ended, as recorded; None when the run was cut off first.
+    """
+
+    code: str
+    result: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TapedCall:
+    """A sub-call that ended.
+
+    Attributes:
+        cell: that asked.
+        answer: the fields of its ``subcall_finished``, or None where it failed.
+        code: why it failed; empty where it did not.
+    """
+
+    cell: int
+    answer: dict[str, Any] | None
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TapedChild:
+    """A child run that began.
+
+    Attributes:
+        id: of the run.
+        cell: that asked for it.
+        query: its question.
+    """
+
+    id: str
+    cell: int
+    query: str
+
+
+@dataclass(slots=True)
+class Tape:
+    """The record of one run, to be played back once.
+
+    Attributes:
+        path: of the journal.
+        run: id of the run.
+        parent: id of the run that asked for it, or None.
+        started: the fields of its ``run_started``.
+        ended: those of its ``run_finished``, or None when it was cut off.
+        replies: of the root model by turn, as recorded.
+        shown: what the root model was shown after each turn.
+        cells: by number.
+        children: that began.
+        after: seq of the last record that the course of the run follows; what stands behind it (the end of a run at a
+            limit, and the notice before it) was paid for and does not count otherwise.
+        next_seq: seq of the next record.
+        elapsed_s: seconds the run had taken, over all its parts.
+        unplayed: what was paid for and is not played back: calls that were cut off, attempts that failed, last turns.
+        last_call: the highest number of a sub-call.
+    """
+
+    path: Path
+    run: str = ""
+    parent: str | None = None
+    started: dict[str, Any] = field(default_factory=dict)
+    ended: dict[str, Any] | None = None
+    replies: dict[int, dict[str, Any]] = field(default_factory=dict)
+    shown: dict[int, str] = field(default_factory=dict)
+    cells: dict[int, TapedCell] = field(default_factory=dict)
+    children: list[TapedChild] = field(default_factory=list)
+    after: int = -1
+    next_seq: int = 0
+    elapsed_s: float = 0.0
+    unplayed: Bill = field(default_factory=Bill)
+    last_call: int = 0
+    _calls: dict[bytes, deque[TapedCall]] = field(default_factory=lambda: defaultdict(deque))
+    _refused: dict[tuple[int, str], dict[int, tuple[str, float | None]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    @classmethod
+    def of(cls, path: Path) -> Tape:
+        """Read a journal.
+
+        Raises:
+            JournalError: it cannot be read, is damaged, or holds no beginning of a run.
+        """
+        tape = cls(path)
+        tape._take(read(path))
+        if not tape.started:
+            raise JournalError(f"{path} holds no beginning of a run: there is nothing to resume")
+        return tape
+
+    def child(self, child: TapedChild) -> Tape:
+        """Return the tape of a child run, whose journal lies beside this one.
+
+        Raises:
+            JournalError: it is missing or damaged.
+        """
+        return Tape.of(self.path.with_name(f"{child.id}{SUFFIX}"))
+
+    # Playing --------------------------------------------------------------------------------------------------------
+
+    def finished(self, cell: int) -> bool:
+        """Whether a cell was run to its end."""
+        found = self.cells.get(cell)
+        return found is not None and found.result is not None
+
+    def claim(self, model: str, prompt: str, max_tokens: int) -> TapedCall | None:
+        """Take the next recorded outcome of such a sub-call, or None where there is none (left)."""
+        calls = self._calls.get(_key(model, prompt, max_tokens))
+        return calls.popleft() if calls else None
+
+    def refusal(self, cell: int, method: str, nth: int) -> tuple[str, float | None] | None:
+        """Take the reason and the limit with which the ``nth`` call of a method in a finished cell was refused."""
+        return self._refused[cell, method].pop(nth, None) if self.finished(cell) else None
+
+    def claim_child(self, query: str) -> TapedChild | None:
+        """Take the next recorded child run of that question, or None."""
+        found = next((child for child in self.children if child.query == query), None)
+        if found is not None:
+            self.children.remove(found)
+        return found
+
+    # Reading --------------------------------------------------------------------------------------------------------
+
+    def _take(self, records: Iterable[Record]) -> None:
+        course: list[Record] = []
+        limited = False
+        for record in records:
+            self.run, self.parent = record.run, record.parent
+            self.next_seq = record.seq + 1
+            self.elapsed_s = max(self.elapsed_s, record.elapsed_s)
+            if record.kind == "resumed":
+                # What a limit had put behind the course is paid for, and gone from it.
+                self.unplayed += sum((_bill(item) for item in course if item.seq > record.fields["after"]), Bill())
+                course = [item for item in course if item.seq <= record.fields["after"]]
+                limited, self.ended = False, None
+            elif record.kind == "run_finished":
+                self.ended = record.fields
+            elif record.kind == "limit_reached":
+                limited = True
+            elif record.kind == "subcall_started":
+                self.last_call = max(self.last_call, record.fields["call"])
+            if not limited and record.kind not in ("run_finished", "sandbox_closed"):
+                self.after = record.seq
+            course.append(record)
+        self._play([record for record in course if record.seq <= self.after])
+        self.unplayed += sum((_bill(record) for record in course if record.seq > self.after), Bill())
+
+    def _play(self, course: list[Record]) -> None:
+        asked: dict[int, Record] = {}
+        outcomes: list[tuple[dict[str, Any], Record]] = []
+        for record in course:
+            if record.kind == "subcall_started":
+                asked[record.fields["call"]] = record
+            elif record.kind in ("subcall_finished", "subcall_failed"):
+                outcomes.append((asked.pop(record.fields["call"]).fields, record))
+            else:
+                self._play_one(record.kind, record.fields)
+        for started, outcome in outcomes:
+            self._add_call(started, outcome)
+        # It left, and no answer was recorded: whoever served it may have billed it.
+        self.unplayed += Bill(calls=len(asked))
+
+    def _play_one(self, kind: str, said: dict[str, Any]) -> None:
+        match kind:
+            case "run_started":
+                self.started = said
+            case "root_replied":
+                self.replies[said["turn"]] = said
+            case "observed":
+                self.shown[said["turn"]] = said["text"]
+            case "cell_started":
+                self.cells[said["cell"]] = TapedCell(said["code"], None)
+            case "cell_finished":
+                self.cells[said["cell"]] = TapedCell(self.cells[said["cell"]].code, said["result"])
+            case "refused" if said["cell"] is not None and said.get("nth"):
+                self._refused[said["cell"], said["method"]][said["nth"]] = said["reason"], said["limit"]
+            case "child_started":
+                self.children.append(TapedChild(said["child"], said["cell"], said["query"]))
+
+    def _add_call(self, started: dict[str, Any], outcome: Record) -> None:
+        said, cell = outcome.fields, started["cell"]
+        key = _key(started["model"], started["prompt"], started["max_tokens"])
+        if outcome.kind == "subcall_finished":
+            self._calls[key].append(TapedCall(cell, said))
+            # Played back it counts as one request; those before it were made all the same.
+            self.unplayed += Bill(calls=max(said["attempts"] - 1, 0))
+            return
+        if self.finished(cell) and said["code"] not in _GIVEN_UP:
+            self._calls[key].append(TapedCall(cell, None, said["code"]))
+        self.unplayed += _bill(outcome)
+
+
+def _key(model: str, prompt: str, max_tokens: int) -> bytes:
+    text = f"{model}\0{max_tokens}\0{prompt}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).digest()
+
+
+def _bill(record: Record) -> Bill:
+    """Return what a record tells of having been paid."""
+    said = record.fields
+    if record.kind in ("root_replied", "subcall_finished"):
+        usage = said["usage"]
+        names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+        tokens = sum(int(usage.get(name, 0)) for name in names)
+        return Bill(int(said.get("attempts", 1)), tokens, said["cost_usd"] or 0.0)
+    return Bill(calls=int(said["attempts"])) if record.kind == "subcall_failed" else Bill()

@@ -1,0 +1,206 @@
+"""A journal played back: what it has is given out once and not recorded again; what is new or differs is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import events
+from orchestrator.errors import JournalError, ResumeError
+from orchestrator.events import Envelope, Event, Recorder
+from orchestrator.trajectory.journal import JournalWriter
+from orchestrator.trajectory.replay import OnDivergence, Replay
+from orchestrator.trajectory.tape import Bill, Tape
+from tests.support import runs
+
+USED = Bill(1, 1250, 0.001)
+
+
+def journal(folder: Path, *happened: Event, run: str = "r1") -> Tape:
+    """Record a run, and read it as a tape."""
+    with JournalWriter.create(folder, run) as writer:
+        recorder = Recorder(run, None, (writer,))
+        for event in happened:
+            recorder.emit(event)
+    return Tape.of(folder / f"{run}.jsonl")
+
+
+def failed(call: int = 1, code: str = "model_unavailable", attempts: int = 1) -> Event:
+    return events.SubcallFailed(call, code, "detail", attempts, 0.1)
+
+
+def asked_by(cell: int) -> Event:
+    return events.SubcallStarted(2, cell, "sub-model", "new", 512)
+
+
+def turn_with_a_cell(*calls: Event, stdout: str = "") -> list[Event]:
+    """Return a run of one whole turn."""
+    ends = events.CellFinished(1, 1, runs.cell_result(stdout=stdout))
+    return [runs.started(), runs.replied(), events.CellStarted(1, 1, "code"), *calls, ends, events.Observed(1, "seen")]
+
+
+class Played:
+    """A recorder that plays a tape back, and what it lets through."""
+
+    def __init__(self, tape: Tape, on_divergence: OnDivergence = "stop") -> None:
+        self.heard: list[Envelope] = []
+        self.live = 0
+        self.recorder = Replay.of(tape, (self.heard.append,), on_divergence)
+        self.recorder.went_live = self.went_live
+
+    def went_live(self) -> None:
+        self.live += 1
+
+    def emit(self, *happened: Event) -> list[Event]:
+        """Emit events; return those that were new."""
+        before = len(self.heard)
+        for event in happened:
+            self.recorder.emit(event)
+        return [envelope.event for envelope in self.heard[before:]]
+
+
+class TestTape:
+    def test_an_answer_is_given_out_as_often_as_it_was_recorded_whatever_the_order(self, tmp_path: Path) -> None:
+        tape = journal(
+            tmp_path,
+            *turn_with_a_cell(
+                runs.asked(1, "a"),
+                runs.asked(2, "b"),
+                runs.asked(3, "a"),
+                runs.answered(2, "B"),
+                runs.answered(1, "A1"),
+                runs.answered(3, "A2"),
+            ),
+        )
+        found = [tape.claim("sub-model", prompt, 512) for prompt in ("b", "a", "a", "a")]
+        assert [call and call.answer and call.answer["text"] for call in found] == ["B", "A1", "A2", None]
+        assert tape.claim("other-model", "a", 512) is None
+        assert tape.last_call == 3
+
+    def test_what_was_paid_for_and_is_not_played_back_is_counted(self, tmp_path: Path) -> None:
+        tape = journal(
+            tmp_path,
+            *turn_with_a_cell(runs.asked(1), runs.answered(1, attempts=3), runs.asked(2), failed(2, attempts=2)),
+            events.CellStarted(2, 2, "code"),
+            runs.asked(3, "lost"),
+            runs.asked(4, "given up"),
+            failed(4, "cancelled"),
+        )
+        assert tape.unplayed == Bill(calls=2 + 2 + 1 + 1)
+        assert not tape.finished(2)
+
+    def test_the_end_at_a_limit_is_paid_for_and_gone_from_the_course(self, tmp_path: Path) -> None:
+        tape = journal(
+            tmp_path,
+            *turn_with_a_cell(),
+            events.LimitReached("calls", 0.0),
+            events.Observed(1, "last turn"),
+            runs.replied(2, "I guess.", cost_usd=0.5),
+            events.SandboxClosed("box"),
+            runs.finished("limit", "I guess.", "calls"),
+        )
+        assert (set(tape.replies), tape.shown, tape.after, tape.next_seq) == ({1}, {1: "seen"}, 4, 10)
+        assert tape.ended is not None
+        assert tape.ended["reason"] == "calls"
+        assert tape.unplayed == Bill(1, 1250, 0.5)
+
+    def test_a_run_that_was_resumed_before_is_one_course(self, tmp_path: Path) -> None:
+        tape = journal(
+            tmp_path,
+            *turn_with_a_cell(),
+            events.LimitReached("calls", 0.0),
+            runs.replied(2, "I guess."),
+            runs.finished("limit", "I guess.", "calls"),
+            events.Resumed(4, {}),
+            runs.replied(2, "I go on."),
+            events.CellStarted(2, 2, "more"),
+        )
+        assert tape.replies[2]["text"] == "I go on."
+        assert tape.cells[2].result is None
+        assert tape.ended is None
+        assert tape.unplayed == Bill(1, 1250, 0.01)
+
+    def test_a_refusal_is_found_by_its_place_in_the_cell_alone(self, tmp_path: Path) -> None:
+        tape = journal(tmp_path, *turn_with_a_cell(events.Refused(1, "batch_open", "calls", 18.0, nth=2)))
+        assert tape.refusal(1, "batch_open", 1) is None
+        assert tape.refusal(1, "llm_query", 2) is None
+        assert tape.refusal(1, "batch_open", 2) == ("calls", 18.0)
+        assert tape.refusal(1, "batch_open", 2) is None
+
+    @pytest.mark.parametrize("happened", [[], [runs.replied()]], ids=["empty", "no beginning"])
+    def test_what_is_no_beginning_of_a_run_is_refused(self, tmp_path: Path, happened: list[Event]) -> None:
+        with pytest.raises(JournalError, match="nothing to resume"):
+            journal(tmp_path, *happened)
+
+
+class TestReplay:
+    def test_a_run_that_does_the_same_again_records_nothing(self, tmp_path: Path) -> None:
+        whole = turn_with_a_cell(runs.asked(), runs.answered())
+        played = Played(journal(tmp_path, *whole))
+        assert played.emit(*whole[:-1]) == []
+        assert played.recorder.show(1, "seen at another time") == "seen"
+        assert (played.heard, played.live) == ([], 0)
+
+    def test_what_goes_on_is_numbered_on(self, tmp_path: Path) -> None:
+        whole = turn_with_a_cell(runs.asked(7), runs.answered(7))
+        played = Played(journal(tmp_path, *whole))
+        played.emit(*whole[:-1])
+        new = played.emit(runs.replied(2), events.CellStarted(2, 2, "x"), asked_by(2), runs.answered(2))
+        assert [
+            event.call for event in new[2:] if isinstance(event, events.SubcallStarted | events.SubcallFinished)
+        ] == [
+            8,
+            8,
+        ]
+        assert [envelope.seq for envelope in played.heard] == [7, 8, 9, 10]
+        assert played.live == 1
+
+    def test_a_cell_that_was_cut_off_asks_only_for_what_is_missing(self, tmp_path: Path) -> None:
+        cut_off = [runs.started(), runs.replied(), events.CellStarted(1, 1, "c"), runs.asked(1, "a"), runs.answered(1)]
+        played = Played(journal(tmp_path, *cut_off))
+        assert played.emit(*cut_off[:-1]) == []
+        taped = played.recorder.outcome("sub-model", "a", 512)
+        assert taped is not None
+        assert taped.answer is not None
+        assert played.emit(runs.answered(1)) == []
+        assert len(played.emit(runs.asked(2, "b"), runs.answered(2))) == 2
+        assert played.recorder.outcome("sub-model", "b", 512) is None
+
+    @pytest.mark.parametrize(
+        ("differs", "what"),
+        [
+            ([events.CellStarted(1, 1, "other code")], "its code is another"),
+            ([runs.asked(1, "something else")], "it asked something that it did not ask then"),
+            ([events.CellFinished(1, 1, runs.cell_result(status="error"))], "it ended as error, and as ok then"),
+        ],
+    )
+    def test_a_cell_that_does_something_else_is_noticed(self, tmp_path: Path, differs: list[Event], what: str) -> None:
+        whole = turn_with_a_cell(runs.asked(), runs.answered())
+        stopped = Played(journal(tmp_path, *whole))
+        with pytest.raises(ResumeError, match=what):
+            stopped.emit(*differs)
+        assert [envelope.event for envelope in stopped.heard] == [events.Diverged(1, what)]
+        live = Played(journal(tmp_path, *whole, run="r2"), "live")
+        assert live.emit(*differs)[0] == events.Diverged(1, what)
+
+    def test_one_that_only_prints_something_else_goes_on_and_is_told(self, tmp_path: Path) -> None:
+        played = Played(journal(tmp_path, *turn_with_a_cell(stdout="now: 1\n")))
+        (new,) = played.emit(events.CellFinished(1, 1, runs.cell_result(stdout="now: 2\n")))
+        assert new == events.Diverged(1, "it printed something else")
+
+
+def test_elapsed_time_goes_on(tmp_path: Path) -> None:
+    tape = journal(tmp_path, *turn_with_a_cell())
+    tape.elapsed_s = 100.0
+    played = Played(tape)
+    played.emit(runs.replied(2))
+    assert 100 <= played.heard[0].elapsed_s < 160
+
+
+def test_events_of_another_kind_pass(tmp_path: Path) -> None:
+    played = Played(journal(tmp_path, *turn_with_a_cell()))
+    opened: Any = events.SandboxOpened("box", "image", "runc", 0.1, {})
+    assert played.emit(opened, events.LimitReached("calls", 0.0)) == [opened, events.LimitReached("calls", 0.0)]
+    assert played.live == 1
