@@ -189,6 +189,9 @@ class Broker:
 
     async def _answer(self, call: RpcCall) -> RpcReply:
         cell = self._books.admit(call)
+        past = self._recorder.refusal(cell, call.method, self._books.nth(call))
+        if past is not None:
+            raise RpcRefusal(past.reason, past.message, limit=past.limit)
         method = self._methods.get(call.method)
         if method is None:
             raise RpcRefusal("unknown_method", "there is no such method")
@@ -310,7 +313,7 @@ class Broker:
     def _recorded(self, call: RpcCall, refusal: RpcRefusal) -> RpcRefusal:
         """Return ``refusal`` once it is in the journal, or the one that says the run stops when it cannot be."""
         try:
-            self._refusals.record(call, refusal)
+            self._refusals.record(call, refusal, self._books.nth(call))
         except JournalError as error:
             return self._stop(error)
         return refusal

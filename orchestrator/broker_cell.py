@@ -63,7 +63,8 @@ class CellBooks:
 
     _cell: int = -1
     _closed: int = -1
-    _ids: set[str] = field(default_factory=set)
+    _ids: dict[str, int] = field(default_factory=dict)
+    _calls: Counter[str] = field(default_factory=Counter)
     _batches: dict[str, Batch] = field(default_factory=dict)
     _opened: int = 0
     _free: int = 0
@@ -90,8 +91,13 @@ class CellBooks:
             raise RpcRefusal("duplicate_id", "a call with this id was made already")
         if len(self._ids) >= MAX_CALLS:
             raise RpcRefusal("too_many_calls", f"one cell can make {MAX_CALLS:,} calls", limit=MAX_CALLS)
-        self._ids.add(call.id)
+        self._calls[call.method] += 1
+        self._ids[call.id] = self._calls[call.method]
         return cell
+
+    def nth(self, call: RpcCall) -> int:
+        """Return which call of its method in its cell an admitted one is, from 1; 0 of one that was not admitted."""
+        return self._ids.get(call.id, 0)
 
     def add(self, batch: Batch) -> str:
         """Keep ``batch`` and return its id."""
@@ -125,6 +131,7 @@ class CellBooks:
         self._closed = max(self._closed, cell)
         if self._cell <= self._closed:
             self._ids.clear()
+            self._calls.clear()
             self._free = 0
             for batch in self._batches.values():
                 batch.held.release()
@@ -139,11 +146,11 @@ class RefusalLog:
         self._seen: Counter[str] = Counter()
         self._last: dict[str, Refused] = {}
 
-    def record(self, call: RpcCall, refusal: RpcRefusal) -> None:
-        """Record one refusal, or count it."""
+    def record(self, call: RpcCall, refusal: RpcRefusal, nth: int) -> None:
+        """Record the refusal of the ``nth`` call of its method in the cell, or count it."""
         self._seen[refusal.reason] += 1
         more = self._seen[refusal.reason] - RECORDED_REFUSALS
-        event = Refused(call.cell, call.method, refusal.reason, refusal.limit, max(more, 1))
+        event = Refused(call.cell, call.method, refusal.reason, refusal.limit, max(more, 1), nth, str(refusal))
         if more <= 0:
             self._recorder.emit(event)
         else:

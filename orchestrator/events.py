@@ -35,6 +35,8 @@ class RunStarted(Event):
         root_model: name of the root model.
         sub_model: name of the sub-call model.
         depth: 0 for the run a person started, 1 for its children, and so on.
+        origin: where context and models came from, as far as that is known: ``files``, ``unpack``, ``model``,
+            ``sub_model``. With it a run can be resumed without being told again.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -44,6 +46,7 @@ class RunStarted(Event):
     root_model: str
     sub_model: str
     depth: int
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +250,7 @@ class Refused(Event):
         limit: what would have been allowed, where that is a number.
         count: refusals this event stands for: a flood is recorded one by one at first, and the rest as one event.
         nth: which call of that method in its cell it was, from 1; 0 where that is not known.
+        message: the sentence the box was told.
     """
 
     kind: ClassVar[str] = "refused"
@@ -256,6 +260,7 @@ class Refused(Event):
     limit: float | None
     count: int = 1
     nth: int = 0
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,11 +345,30 @@ class Envelope:
 Sink = Callable[[Envelope], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """How a request to a model went, in a part of the run that its journal has.
+
+    Attributes:
+        code: why it failed; empty for one that was answered.
+        text: the reply.
+        stop_reason: why it ended.
+        usage: its bill, as plain data.
+    """
+
+    code: str = ""
+    text: str = ""
+    stop_reason: str = ""
+    usage: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Recorder:
     """Numbers a run's events and hands each to every sink, in order, before it returns.
 
     A sink that raises stops the run: an event that cannot be recorded must not take effect.
+
+    A run that is resumed has a recorder that knows its past (:mod:`orchestrator.trajectory.replay`); others have none.
     """
 
     run: str
@@ -357,6 +381,12 @@ class Recorder:
         """Record what the root model is shown of a turn, and return it."""
         self.emit(Observed(turn, text))
         return text
+
+    def recall(self, purpose: str, model: str, prompt: str, max_tokens: int) -> Past | None:
+        """Return how such a request went, once for each that is recorded; None where it is to be made."""
+
+    def refusal(self, cell: int, method: str, nth: int) -> Refused | None:
+        """Return how the ``nth`` call of a method in a cell was refused; None if it was not."""
 
     def emit(self, event: Event) -> None:
         """Record ``event`` everywhere."""

@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol, cast, get_args
 
 import anyio
 
-from orchestrator.errors import ModelError, ModelUnavailableError
+from orchestrator.errors import ModelAuthenticationError, ModelError, ModelRequestError, ModelUnavailableError
 from orchestrator.events import CircuitChanged, EstimateCharged, Recorder, RetryScheduled
 from orchestrator.ledger import NANO, Amount, Bill, Reservation, Scope
 from orchestrator.models import retry
@@ -43,6 +43,9 @@ from orchestrator.traffic import Lane
 _DETAIL_WIDTH = 240
 _MOST_TOKENS = 2**53
 _LATE: Final = object()
+
+
+_PAST_ERRORS = {kind.code: kind for kind in (ModelUnavailableError, ModelRequestError, ModelAuthenticationError)}
 
 
 class Complete(Protocol):
@@ -160,13 +163,15 @@ class Exchange:
             LimitExceededError: another attempt would have been needed and the budget does not allow it.
         """
         try:
-            reply, _ = await self._till.complete(
-                self._model,
-                self._request,
-                deadline=self._deadline,
-                on_retry=self._before_retry,
-                on_circuit=self._circuit_changed,
-            )
+            reply = self._recalled()
+            if reply is None:
+                reply, _ = await self._till.complete(
+                    self._model,
+                    self._request,
+                    deadline=self._deadline,
+                    on_retry=self._before_retry,
+                    on_circuit=self._circuit_changed,
+                )
         except BaseException:
             self._pay(None)
             raise
@@ -175,6 +180,18 @@ class Exchange:
         cost_nano = self._pay(reply)
         cost_usd = None if cost_nano is None else cost_nano / NANO
         return Answer(reply, cost_usd, self.attempts, self.elapsed_s)
+
+    def _recalled(self) -> ModelReply | None:
+        """Return the reply of a resumed run's past, which is booked and not asked for; or raise as it failed then."""
+        request = self._request
+        prompt = request.messages[-1].text
+        past = self._till.recorder.recall(request.purpose, self._model.name, prompt, request.max_tokens)
+        if past is None:
+            return None
+        if past.code:
+            raise _PAST_ERRORS.get(past.code, ModelError)("it failed when it was asked")
+        self._model.sent = 1
+        return _checked(ModelReply(past.text, Usage(**past.usage), cast("StopReason", past.stop_reason)))
 
     @property
     def _most(self) -> Usage:

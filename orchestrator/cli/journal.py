@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cli import resume
 from orchestrator.cli.common import (
     EXIT_OK,
     Parser,
@@ -47,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     show.add_argument("--summary", action="store_true", help="show question, answer and what was spent, no turns")
     add_json(show, "the run's records")
     show.set_defaults(handler=handle_show)
+    resume.add_parser(verbs)
     page = verbs.add_parser(
         "html",
         help="write a run as one HTML file",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from orchestrator.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_NO_ANSWER,
     EXIT_OF_STATUS,
+    PROG,
     OutputError,
     add_journal,
     add_json,
@@ -32,9 +34,9 @@ from orchestrator.errors import ConfigurationError
 if TYPE_CHECKING:
     import anyio
 
-    from orchestrator.context import Context
     from orchestrator.events import Envelope, Sink
     from orchestrator.policy import Policy
+    from orchestrator.rlm.api import RLM
     from orchestrator.rlm.result import Result
 
 
@@ -53,16 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     question = parser.add_mutually_exclusive_group(required=True)
     question.add_argument("-q", "--query", metavar="QUERY", help="the question")
     question.add_argument("--query-file", metavar="FILE", help="read the question from a file")
-    parser.add_argument(
-        "--model",
-        metavar="SPEC",
-        type=given,
-        help="root model: anthropic:NAME, openai:NAME, offline[:NAME] or scripted:FILE "
-        "(default: Anthropic when a key is set, else offline)",
-    )
-    parser.add_argument(
-        "--sub-model", metavar="SPEC", type=given, help="model of the sub-calls (default: the root model)"
-    )
+    add_models(parser, "Anthropic when a key is set, else offline")
     add_unpack(parser)
     add_policy(parser)
     add_journal(parser)
@@ -70,6 +63,19 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_json(parser, "the result")
     parser.more_help = _offline_help
     parser.set_defaults(handler=handle)
+
+
+def add_models(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--model`` and ``--sub-model``."""
+    parser.add_argument(
+        "--model",
+        metavar="SPEC",
+        type=given,
+        help=f"root model: anthropic:NAME, openai:NAME, offline[:NAME] or scripted:FILE (default: {default})",
+    )
+    parser.add_argument(
+        "--sub-model", metavar="SPEC", type=given, help="model of the sub-calls (default: the root model)"
+    )
 
 
 def _offline_help() -> str:
@@ -86,7 +92,6 @@ def handle(args: argparse.Namespace) -> int:
         RlmSandboxError: a part failed before there was a result.
     """
     from orchestrator.cli.inputs import load_context
-    from orchestrator.rlm.result import more_of
 
     policy = load_policy(args.policy, args.assignments)
     query = _question(args)
@@ -94,9 +99,18 @@ def handle(args: argparse.Namespace) -> int:
     loaded = load_context(args.files, policy.limits.context_mb, unpack=args.unpack)
     for line in () if args.quiet else loaded.notes():
         note(line)
-    result, interrupted = _complete(args, policy, loaded.context, query, journal)
-    more = more_of(result.reason, policy.budget.model_dump()) if result.status == "limit" else ""
-    return _report(args, result, interrupted=interrupted, more=more)
+    origin = {"files": [_found_again(file) for file in args.files], "unpack": args.unpack}
+
+    async def start(rlm: RLM, stop: anyio.Event) -> Result:
+        return await rlm.acomplete(loaded.context, query, stop=stop, origin=origin)
+
+    result, interrupted = carry_out(args, policy, journal, start)
+    return report(args, result, policy, interrupted=interrupted)
+
+
+def _found_again(file: str) -> str:
+    """Return what names an input from any folder; stdin stays what it is."""
+    return file if file == "-" else str(Path(file).absolute())
 
 
 def _question(args: argparse.Namespace) -> str:
@@ -110,19 +124,31 @@ def _question(args: argparse.Namespace) -> str:
     return query
 
 
-def _complete(
-    args: argparse.Namespace, policy: Policy, context: Context, query: str, journal: Path
+def carry_out(
+    args: argparse.Namespace,
+    policy: Policy,
+    journal: Path | None,
+    start: Callable[[RLM, anyio.Event], Awaitable[Result]],
 ) -> tuple[Result, bool]:
-    """Return the result, and whether somebody asked for its end."""
+    """Carry out a run under the eyes of whoever sits at the terminal.
+
+    Args:
+        args: with ``model``, ``sub_model`` and ``quiet``.
+        policy: of the run.
+        journal: folder of its journal, or None where that is known otherwise.
+        start: begins it; given what sets its end when somebody asks for that.
+
+    Returns:
+        The result, and whether somebody asked for its end.
+    """
     from orchestrator.cli.interrupt import Interrupt
     from orchestrator.cli.progress import Progress
     from orchestrator.models.prices import PriceTable
     from orchestrator.rlm.api import RLM
 
     progress = None if args.quiet else Progress.on(sys.stderr, PriceTable.load())
-    rlm = RLM(
-        model=args.model, sub_model=args.sub_model, policy=policy, journal=journal, on_event=_told(progress, _traced())
-    )
+    told = _told(progress, _traced())
+    rlm = RLM(model=args.model, sub_model=args.sub_model, policy=policy, journal=journal, on_event=told)
     results: list[Result] = []
 
     async def work(stop: anyio.Event) -> None:
@@ -131,7 +157,7 @@ def _complete(
         async with anyio.create_task_group() as tasks:
             if progress is not None:
                 tasks.start_soon(progress.tick)
-            results.append(await rlm.acomplete(context, query, stop=stop))
+            results.append(await start(rlm, stop))
             tasks.cancel_scope.cancel()
 
     try:
@@ -162,7 +188,10 @@ def _told(*sinks: Sink | None) -> Sink | None:
     return tell if told else None
 
 
-def _report(args: argparse.Namespace, result: Result, *, interrupted: bool, more: str) -> int:
+def report(args: argparse.Namespace, result: Result, policy: Policy, *, interrupted: bool) -> int:
+    """Print how a run ended, and how it can go on where it did not; return the exit code."""
+    from orchestrator.rlm.result import more_of
+
     code = EXIT_OF_STATUS[result.status]
     # First what was paid for; a stream that fails takes nothing else with it.
     try:
@@ -178,7 +207,10 @@ def _report(args: argparse.Namespace, result: Result, *, interrupted: bool, more
         code = EXIT_INTERRUPTED if interrupted else code if result.error is None else result.error.exit_code
         end = "interrupted" if interrupted else f"{_END[result.status]}: {result.reason}"
         end += "; the answer is a partial one" if result.answer is not None else ""
-        say(end + (f"; for more: {more}" if more and not interrupted else ""))
+        more = more_of(result.reason, policy.budget.model_dump()) if result.status == "limit" else ""
+        if interrupted or more:
+            end += f"; to go on: {PROG} journal resume {result.run} {more}".rstrip()
+        say(end)
     if not args.quiet:
         for line in usage.table(result.usage):
             note(line)

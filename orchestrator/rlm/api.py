@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast, get_args
 
 import anyio
 import anyio.from_thread
+from anyio import to_thread
 
 from orchestrator.context import Context, check
 from orchestrator.errors import ConfigurationError
@@ -24,11 +25,13 @@ from orchestrator.models.circuit import Circuits
 from orchestrator.models.prices import PriceTable
 from orchestrator.models.spec import FORMS, default_spec, open_model
 from orchestrator.policy import Policy
-from orchestrator.rlm.recursion import Run, Tree
+from orchestrator.rlm.recursion import Resuming, Run, Tree
 from orchestrator.rlm.result import Result
+from orchestrator.rlm.resume import Resumable, answered, result_of
 from orchestrator.rlm.stream import RunStream, streamed
 from orchestrator.session import Backing, OpenBox, open_sandbox
 from orchestrator.traffic import Lane, Limits
+from orchestrator.trajectory.replay import OnDivergence
 
 __all__ = ["RLM", "Result", "new_run_id"]
 
@@ -97,16 +100,16 @@ class RLM:
             ConfigurationError: the context, the query or a model's spec is not usable, or a provider's key is not set.
             JournalError: the journal cannot be made.
         """
-        work = partial(self.acomplete, context, query)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return anyio.run(work)
-        # That loop waits meanwhile, as for any blocking call. Leaving the block by an exception cancels the run.
-        with anyio.from_thread.start_blocking_portal() as portal:
-            return portal.call(work)
+        return _now(partial(self.acomplete, context, query))
 
-    async def acomplete(self, context: Context, query: str, *, stop: anyio.Event | None = None) -> Result:
+    async def acomplete(
+        self,
+        context: Context,
+        query: str,
+        *,
+        stop: anyio.Event | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> Result:
         """Answer ``query`` over ``context``; as :meth:`complete`.
 
         Args:
@@ -115,8 +118,9 @@ class RLM:
             stop: when set, the run ends at once: the result has the status ``failed``, the reason ``interrupted`` and
                 the best partial answer. Cancelling the call ends the run as well and records the same, but returns
                 nothing.
+            origin: where the context came from, for the journal (see :class:`orchestrator.events.RunStarted`).
         """
-        return await self._complete(context, query, self._on_event, stop)
+        return await self._complete(context, query, self._on_event, stop, origin)
 
     def stream(self, context: Context, query: str) -> AbstractAsyncContextManager[RunStream]:
         """Answer ``query`` over ``context`` while its events are read.
@@ -143,16 +147,76 @@ class RLM:
 
         return streamed(begin)
 
-    async def _complete(self, context: Context, query: str, sink: Sink | None, stop: anyio.Event | None) -> Result:
+    async def _complete(
+        self,
+        context: Context,
+        query: str,
+        sink: Sink | None,
+        stop: anyio.Event | None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> Result:
         context, query = check(context), _checked(query)
-        async with self._tree(sink) as tree:
+        origin = {"model": _spec(self._model), "sub_model": _spec(self._sub_model), **(origin or {})}
+        async with self._tree(self.policy, self._journal, sink) as tree:
             scope = Scope.root(self.policy.budget)
-            return await Run(tree, scope, self.policy, context, query, new_run_id()).complete(stop)
+            run = Run(tree, scope, self.policy, context, query, new_run_id(), origin=origin)
+            return await run.complete(stop)
+
+    def resume(
+        self,
+        journal: str | Path,
+        context: Context,
+        *,
+        settings: Sequence[str] = (),
+        on_divergence: OnDivergence = "stop",
+    ) -> Result:
+        """Go on with a run that was cut off or ended at a limit, and wait for it; see :meth:`aresume`."""
+        return _now(partial(self.aresume, journal, context, settings=settings, on_divergence=on_divergence))
+
+    async def aresume(
+        self,
+        journal: str | Path,
+        context: Context,
+        *,
+        settings: Sequence[str] = (),
+        on_divergence: OnDivergence = "stop",
+        stop: anyio.Event | None = None,
+    ) -> Result:
+        """Go on with a run that was cut off or ended at a limit.
+
+        Its policy and its question are those of its journal, which is continued; this object's models are asked for
+        what is not in it. A run that was answered returns its answer.
+
+        Args:
+            journal: the file.
+            context: the same as then.
+            settings: ``table.key=value`` assignments to the run's policy, such as ``budget.calls=4000``.
+            on_divergence: what is done when a cell that is run again does something else than it did: ``stop`` ends
+                the run, ``live`` records that and goes on.
+            stop: as of :meth:`acomplete`.
+
+        Raises:
+            JournalError: the journal cannot be read or continued, or somebody else is writing it.
+            ResumeError: the context is another one.
+            ConfigurationError: a setting or the context is not usable, or no wall time is left.
+        """
+        if on_divergence not in get_args(OnDivergence):
+            raise ConfigurationError(f"on_divergence={on_divergence!r}: give 'stop' or 'live'")
+        context = check(context)
+        run = await to_thread.run_sync(Resumable.of, Path(journal), settings)
+        if answered(run.tape):
+            return result_of(run.tape)
+        await to_thread.run_sync(run.check, context)
+        past = Resuming(run.tape, on_divergence)
+        policy = run.rest
+        async with self._tree(policy, run.tape.path.parent, self._on_event) as tree:
+            scope = Scope.root(policy.budget)
+            return await Run(tree, scope, policy, context, run.query, run.tape.run, past=past).complete(stop)
 
     @asynccontextmanager
-    async def _tree(self, sink: Sink | None) -> AsyncIterator[Tree]:
+    async def _tree(self, policy: Policy, journal: Path | None, sink: Sink | None) -> AsyncIterator[Tree]:
         prices = PriceTable.load()
-        _check_caps(self.policy, prices)
+        _check_caps(policy, prices)
         async with _Models.opened() as models:
             root = models.open(self._model or default_spec())
             sub = root if self._sub_model is None else models.open(self._sub_model)
@@ -162,12 +226,12 @@ class RLM:
                 sub_model=sub,
                 open_named=models.named,
                 prices=prices,
-                limiter=anyio.CapacityLimiter(self.policy.models.in_flight),
+                limiter=anyio.CapacityLimiter(policy.models.in_flight),
                 open_box=self._open_box,
-                lane=Lane(Limits.of(self.policy.models)),
+                lane=Lane(Limits.of(policy.models)),
                 complete=partial(retry.complete, circuits=self._circuits),
             )
-            yield Tree(root, backing, self._journal, sink)
+            yield Tree(root, backing, journal, sink)
 
 
 class _Models:
@@ -216,6 +280,20 @@ def _both(first: Sink | None, second: Sink) -> Sink:
         second(envelope)
 
     return sink
+
+
+def _now(work: Callable[[], Awaitable[Result]]) -> Result:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return anyio.run(work)
+    # That loop waits meanwhile, as for any blocking call. Leaving the block by an exception cancels the run.
+    with anyio.from_thread.start_blocking_portal() as portal:
+        return portal.call(work)
+
+
+def _spec(model: str | Model | None) -> str:
+    return model if isinstance(model, str) else ""
 
 
 def _model(what: str, model: object) -> str | Model | None:

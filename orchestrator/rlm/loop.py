@@ -184,8 +184,7 @@ class Loop:
         return ran
 
     def _show(self, text: str) -> None:
-        self.recorder.emit(Observed(self.conversation.turns, text))
-        self.conversation.say(text)
+        self.conversation.say(self.recorder.show(self.conversation.turns, text))
 
     @property
     def _work_by(self) -> float:

@@ -14,22 +14,31 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import anyio
 from anyio import to_thread
 
 from orchestrator.context import Context, ContextInfo, describe
-from orchestrator.errors import ContextError, JournalError, LimitExceededError, ModelError, SandboxError, ungrouped
+from orchestrator.errors import (
+    ContextError,
+    JournalError,
+    LimitExceededError,
+    ModelError,
+    ResumeError,
+    SandboxError,
+    ungrouped,
+)
 from orchestrator.events import (
     ChildFinished,
     ChildStarted,
-    Observed,
     Recorder,
+    Resumed,
     RunFinished,
     RunStarted,
     Sink,
 )
-from orchestrator.ledger import Scope
+from orchestrator.ledger import NANO, Amount, Scope
 from orchestrator.metering import Till
 from orchestrator.models.base import Model
 from orchestrator.policy import Budget, Policy
@@ -41,6 +50,8 @@ from orchestrator.rlm.result import Outcome, Result, limit_reached
 from orchestrator.session import Backing, ChildCall, open_session
 from orchestrator.text import cut_to_bytes
 from orchestrator.trajectory.journal import JournalWriter
+from orchestrator.trajectory.replay import OnDivergence, Replay
+from orchestrator.trajectory.tape import Bill, Tape
 from orchestrator.transport.rpc import RpcRefusal
 
 # Of the time a cell has left, kept so that a child that ran out of time can still report what it has.
@@ -81,6 +92,8 @@ class Run:
         id: of the run.
         parent: id of the run that asked for it, or None.
         places: of the boxes of all runs below the first.
+        past: what its journal has of it already, when it is resumed.
+        origin: as of :class:`~orchestrator.events.RunStarted`.
     """
 
     tree: Tree
@@ -91,6 +104,8 @@ class Run:
     id: str
     parent: str | None = None
     places: Places = field(default_factory=lambda: Places(0, 0))
+    past: Resuming | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
     _journal: Path | None = None
     _conversation: Conversation | None = None
     _loop: Loop | None = None
@@ -171,7 +186,7 @@ class Run:
         models = self.policy.models
         names = self.tree.root_model.name, self.tree.backing.sub_model.name
         facts = self.policy.model_dump(mode="json")
-        recorder.emit(RunStarted(self.query, info.to_dict(), facts, *names, self.scope.depth))
+        recorder.emit(RunStarted(self.query, info.to_dict(), facts, *names, self.scope.depth, self.origin))
         if info.characters < models.direct_below_chars:
             return await self._answer_directly(recorder)
         session = open_session(
@@ -220,8 +235,7 @@ class Run:
             ask_by=ask_by(self.scope, self.policy.budget.wall_s),
             cache=cache,
         )
-        recorder.emit(Observed(0, first))
-        self._conversation.say(first)
+        self._conversation.say(recorder.show(0, first))
         return self._conversation
 
     @asynccontextmanager
@@ -230,13 +244,28 @@ class Run:
         if self.tree.journal is None:
             yield Recorder(self.id, self.parent, sinks)
             return
-        writer = JournalWriter.create(self.tree.journal, self.id, self.scope.recorded)
+        if self.past is None:
+            writer = JournalWriter.create(self.tree.journal, self.id, self.scope.recorded)
+        else:
+            writer = await to_thread.run_sync(JournalWriter.append, self.past.tape.path, self.scope.recorded)
+            self.scope.recorded(writer.size)
         self._journal = writer.path
         try:
-            yield Recorder(self.id, self.parent, (writer, *sinks))
+            if self.past is not None and writer.next_seq != self.past.tape.next_seq:
+                raise ResumeError(f"somebody else went on with the run meanwhile: {writer.path}")
+            yield self._recorder((writer, *sinks))
         finally:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(writer.close)
+
+    def _recorder(self, sinks: tuple[Sink, ...]) -> Recorder:
+        if self.past is None:
+            return Recorder(self.id, self.parent, sinks)
+        tape = self.past.tape
+        recorder = Replay.of(tape, sinks, self.past.on_divergence)
+        recorder.emit(Resumed(tape.after, self.policy.budget.model_dump(mode="json")))
+        recorder.went_live = lambda: self.scope.spend(_amount(tape.unplayed))
+        return recorder
 
     @property
     def _said(self) -> str | None:
@@ -245,6 +274,23 @@ class Run:
     @property
     def _turns(self) -> int:
         return 0 if self._conversation is None else self._conversation.turns
+
+
+@dataclass(frozen=True, slots=True)
+class Resuming:
+    """What a journal has of a run that is resumed.
+
+    Attributes:
+        tape: the journal.
+        on_divergence: what is done about a cell that does something else this time.
+    """
+
+    tape: Tape
+    on_divergence: OnDivergence = "stop"
+
+
+def _amount(bill: Bill) -> Amount:
+    return Amount(calls=bill.calls, tokens=bill.tokens, cost_nano=round(bill.cost_usd * NANO))
 
 
 async def _cancel_when_set(stop: anyio.Event, scope: anyio.CancelScope) -> None:
@@ -258,7 +304,9 @@ class Children:
     def __init__(self, parent: Run, recorder: Recorder) -> None:
         self._parent = parent
         self._recorder = recorder
-        self._numbers = count(1)
+        past = None if parent.past is None else parent.past.tape
+        self._past = past
+        self._numbers = count(1 if past is None else past.last_child + 1)
 
     async def __call__(self, call: ChildCall) -> str:
         """Carry out one; return its answer.
@@ -269,15 +317,10 @@ class Children:
             RlmSandboxError: what made the child fail.
         """
         async with self._parent.places.place(self._parent.scope.depth + 1):
-            run = self._child(call)
-            status, reason = "failed", INTERRUPTED
+            past = await self._past_of(call)
+            run = self._child(call, past)
             try:
-                self._recorder.emit(ChildStarted(run.id, call.cell, call.query))
-                try:
-                    result = await run.complete()
-                    status, reason = result.status, result.reason
-                finally:
-                    self._recorder.emit(ChildFinished(run.id, status, reason))
+                result = await self._carry_out(run, call, past)
             finally:
                 run.scope.close()
         if result.error is not None:
@@ -286,7 +329,30 @@ class Children:
             raise _refusal(result)
         return result.answer
 
-    def _child(self, call: ChildCall) -> Run:
+    async def _carry_out(self, run: Run, call: ChildCall, past: Tape | None) -> Result:
+        if past is not None and past.ended is not None:
+            return _as_it_ended(run, past, past.ended)
+        status, reason = "failed", INTERRUPTED
+        try:
+            if past is None:
+                self._recorder.emit(ChildStarted(run.id, call.cell, call.query))
+            result = await run.complete()
+            status, reason = result.status, result.reason
+        finally:
+            self._recorder.emit(ChildFinished(run.id, status, reason))
+        return result
+
+    async def _past_of(self, call: ChildCall) -> Tape | None:
+        """Return what is recorded of a child run, if it is one that a resumed run had begun; a child without is new."""
+        known = None if self._past is None else self._past.claim_child(call.query)
+        if known is None or self._past is None:
+            return None
+        try:
+            return await to_thread.run_sync(self._past.child, known)
+        except JournalError:
+            return None  # it was cut off before its first event
+
+    def _child(self, call: ChildCall, past: Tape | None) -> Run:
         parent, now = self._parent, anyio.current_time()
         left = min(call.deadline, parent.scope.deadline) - now
         wall_s = min(parent.policy.budget.wall_s, left - min(REPORT_SHARE * left, REPORT_MOST_S))
@@ -297,8 +363,26 @@ class Children:
         # What is left, and of what is no stock the run's own numbers.
         its = scope.remaining() | {"wall_s": wall_s, "children_alive": mine.children_alive}
         policy = parent.policy.narrow(parent.policy.model_copy(update={"budget": Budget.model_validate(its)}))
-        identity = f"{parent.id}.{next(self._numbers)}"
-        return Run(parent.tree, scope, policy, call.context, call.query, identity, parent.id, parent.places)
+        identity = f"{parent.id}.{next(self._numbers)}" if past is None else past.run
+        resumed = None if past is None or parent.past is None else Resuming(past, parent.past.on_divergence)
+        return Run(parent.tree, scope, policy, call.context, call.query, identity, parent.id, parent.places, resumed)
+
+
+def _as_it_ended(run: Run, past: Tape, ended: dict[str, Any]) -> Result:
+    """Return how a child run ended that was over when its parent was cut off, and book what it cost."""
+    usage = ended["usage"]
+    run.scope.spend(_amount(Bill(usage["calls"], usage["tokens"], usage["cost_usd"])))
+    error = SandboxError(ended["reason"]) if ended["status"] == "failed" else None
+    return Result(
+        status=ended["status"],
+        answer=ended["answer"],
+        reason=ended["reason"],
+        usage=run.scope.usage(),
+        journal=past.path,
+        turns=ended["turns"],
+        error=error,
+        run=run.id,
+    )
 
 
 def _refusal(result: Result) -> RpcRefusal:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from orchestrator import events
 from orchestrator.errors import ResumeError
-from orchestrator.events import Event, Recorder, Sink
+from orchestrator.events import Event, Past, Recorder, Sink
 from orchestrator.trajectory.tape import Tape, TapedCall
 
 OnDivergence = Literal["stop", "live"]
@@ -24,14 +24,15 @@ class Replay(Recorder):
         tape: what is recorded.
         on_divergence: whether a cell that does something else this time ends the run (``stop``), or is recorded, and
             what it asks is asked live (``live``).
-        went_live: called once, before the first new event of the run's course: what was paid for and is not played back
-            is to be paid now.
+        went_live: called once, before the first request that is new: what was paid for and is not played back is to be
+            paid now. What it raises refuses the request.
     """
 
     tape: Tape = field(kw_only=True)
     on_divergence: OnDivergence = field(kw_only=True, default="stop")
     went_live: Callable[[], object] | None = field(kw_only=True, default=None)
     _claimed: dict[tuple[str, str, int], deque[TapedCall]] = field(default_factory=lambda: defaultdict(deque))
+    _turn: int = 0
     _playing: set[int] = field(default_factory=set)
     _numbers: dict[int, int] = field(default_factory=dict)
     _shown: set[int] = field(default_factory=set)
@@ -54,12 +55,8 @@ class Replay(Recorder):
             ResumeError: a cell does something else than it did, and that is to end the run.
         """
         new = self._new(event)
-        if new is None:
-            return
-        if self.went_live is not None and not isinstance(new, (events.SandboxOpened, events.Resumed, events.Diverged)):
-            went_live, self.went_live = self.went_live, None
-            went_live()
-        Recorder.emit(self, new)
+        if new is not None:
+            Recorder.emit(self, new)
 
     def show(self, turn: int, text: str) -> str:
         """Record what the root model is shown; return what it was shown then, where that is recorded."""
@@ -69,14 +66,29 @@ class Replay(Recorder):
         Recorder.show(self, turn, text)
         return text
 
-    def reply(self, turn: int) -> dict[str, Any] | None:
-        """Return the recorded reply of the root model to be given as that of a turn."""
-        return self.tape.replies.get(turn)
+    def recall(self, purpose: str, model: str, prompt: str, max_tokens: int) -> Past | None:
+        """Return the root model's replies in their order, and the outcome of a sub-call that was just started."""
+        past = self._reply() if purpose == "root" else self._outcome(model, prompt, max_tokens)
+        if past is None and self.went_live is not None:
+            went_live, self.went_live = self.went_live, None
+            went_live()
+        return past
 
-    def outcome(self, model: str, prompt: str, max_tokens: int) -> TapedCall | None:
-        """Take the recorded outcome of a sub-call whose start was just emitted, or None: it is to be asked."""
+    def _reply(self) -> Past | None:
+        self._turn += 1
+        reply = self.tape.replies.get(self._turn)
+        return None if reply is None else _past(reply)
+
+    def _outcome(self, model: str, prompt: str, max_tokens: int) -> Past | None:
         waiting = self._claimed.get((model, prompt, max_tokens))
-        return waiting.popleft() if waiting else None
+        if not waiting:
+            return None
+        taped = waiting.popleft()
+        return Past(taped.code) if taped.answer is None else _past(taped.answer)
+
+    def refusal(self, cell: int, method: str, nth: int) -> events.Refused | None:
+        """Return how a call in a finished cell was refused."""
+        return self.tape.refusal(cell, method, nth)
 
     def _new(self, event: Event) -> Event | None:
         """Return what is to be recorded of an event: itself, itself under another number, or nothing."""
@@ -85,6 +97,8 @@ class Replay(Recorder):
                 return self._of_cell(event)
             case events.SubcallStarted():
                 return self._subcall_started(event)
+            case events.Refused(cell=cell) if cell is not None and self.tape.finished(cell):
+                return None
             case events.SubcallFinished() | events.SubcallFailed():
                 return self._subcall_ended(event)
         played = isinstance(event, events.RunStarted) or (
@@ -136,3 +150,7 @@ class Replay(Recorder):
             raise ResumeError(
                 f"cell {cell} does something else than it did: {what}; go on all the same with --on-divergence live"
             )
+
+
+def _past(said: dict[str, Any]) -> Past:
+    return Past("", said["text"], said["stop_reason"], said["usage"])

@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import JournalError
+from orchestrator.events import Refused
 from orchestrator.trajectory.journal import SUFFIX, Record, read
 
+_REFUSED = tuple(name.name for name in fields(Refused))
 # Recorded of a call that was given up because its cell or run ended: asked again, it may well be answered.
 _GIVEN_UP = frozenset(("cancelled",))
 
@@ -105,6 +107,7 @@ class Tape:
         elapsed_s: seconds the run had taken, over all its parts.
         unplayed: what was paid for and is not played back: calls that were cut off, attempts that failed, last turns.
         last_call: the highest number of a sub-call.
+        last_child: the highest number of a child run.
     """
 
     path: Path
@@ -121,10 +124,9 @@ class Tape:
     elapsed_s: float = 0.0
     unplayed: Bill = field(default_factory=Bill)
     last_call: int = 0
+    last_child: int = 0
     _calls: dict[bytes, deque[TapedCall]] = field(default_factory=lambda: defaultdict(deque))
-    _refused: dict[tuple[int, str], dict[int, tuple[str, float | None]]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )
+    _refused: dict[tuple[int, str, int], Refused] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: Path) -> Tape:
@@ -159,9 +161,9 @@ class Tape:
         calls = self._calls.get(_key(model, prompt, max_tokens))
         return calls.popleft() if calls else None
 
-    def refusal(self, cell: int, method: str, nth: int) -> tuple[str, float | None] | None:
-        """Take the reason and the limit with which the ``nth`` call of a method in a finished cell was refused."""
-        return self._refused[cell, method].pop(nth, None) if self.finished(cell) else None
+    def refusal(self, cell: int, method: str, nth: int) -> Refused | None:
+        """Take how the ``nth`` call of a method in a finished cell was refused, if it was."""
+        return self._refused.pop((cell, method, nth), None) if self.finished(cell) else None
 
     def claim_child(self, query: str) -> TapedChild | None:
         """Take the next recorded child run of that question, or None."""
@@ -190,6 +192,8 @@ class Tape:
                 limited = True
             elif record.kind == "subcall_started":
                 self.last_call = max(self.last_call, record.fields["call"])
+            elif record.kind == "child_started":
+                self.last_child = max(self.last_child, _number(record.fields["child"]))
             if not limited and record.kind not in ("run_finished", "sandbox_closed"):
                 self.after = record.seq
             course.append(record)
@@ -224,7 +228,8 @@ class Tape:
             case "cell_finished":
                 self.cells[said["cell"]] = TapedCell(self.cells[said["cell"]].code, said["result"])
             case "refused" if said["cell"] is not None and said.get("nth"):
-                self._refused[said["cell"], said["method"]][said["nth"]] = said["reason"], said["limit"]
+                refused = Refused(**{name: said[name] for name in _REFUSED if name in said})
+                self._refused[refused.cell or 0, refused.method, refused.nth] = refused
             case "child_started":
                 self.children.append(TapedChild(said["child"], said["cell"], said["query"]))
 
@@ -239,6 +244,11 @@ class Tape:
         if self.finished(cell) and said["code"] not in _GIVEN_UP:
             self._calls[key].append(TapedCall(cell, None, said["code"]))
         self.unplayed += _bill(outcome)
+
+
+def _number(child: str) -> int:
+    number = child.rpartition(".")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def _key(model: str, prompt: str, max_tokens: int) -> bytes:

@@ -106,6 +106,8 @@ class _View:
             "estimate_charged": self._estimate_charged,
             "circuit_changed": self._circuit_changed,
             "refused": self._refused,
+            "resumed": self._resumed,
+            "diverged": self._diverged,
             "child_started": self._child_started,
             "child_finished": self._child_finished,
             "final_set": self._final_set,
@@ -268,6 +270,12 @@ class _View:
         left = "" if said["limit"] is None else f" ({said['limit']:g} left)"
         times = f", {said['count']:,} times" if said["count"] > 1 else ""
         yield self._at(record, f"refused {said['method']}: {said['reason']}{left}{times}")
+
+    def _resumed(self, record: Record) -> Iterator[str]:
+        yield self._at(record, f"the run was resumed here, and goes on behind event {record.fields['after']}")
+
+    def _diverged(self, record: Record) -> Iterator[str]:
+        yield self._at(record, f"cell {record.fields['cell']} was run again and diverged: {record.fields['what']}")
 
     def _child_started(self, record: Record) -> Iterator[str]:
         child = str(record.fields["child"])

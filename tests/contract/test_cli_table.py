@@ -24,6 +24,7 @@ COMMANDS = {
     "image build": "--force --json",
     "policy show": "[NAME|PATH] --effective --format --full --set --json",
     "policy check": "FILE --json",
+    "journal resume": "FILE|RUN [FILE…] --on-divergence --model --sub-model --unpack --set --journal --quiet --json",
     "journal show": "FILE|RUN --journal --turn --calls --full --summary --json",
     "journal html": "FILE|RUN -o --output --journal --json",
     "journal list": "--journal --json",

@@ -238,7 +238,8 @@ class TestBudgets:
         refusal = await bench.refusal("llm_query", {"max_tokens": 5000}, "p")
         assert (refusal.reason, refusal.limit) == ("tokens", 5000)
         assert bench.model.requests == []
-        assert bench.journal.of(Refused) == [Refused(1, "llm_query", "tokens", 5000)]
+        told = "the budget for tokens does not allow this"
+        assert bench.journal.of(Refused) == [Refused(1, "llm_query", "tokens", 5000, nth=1, message=told)]
         await bench.ask(max_tokens=1000)
 
     async def test_a_call_that_fits_once_others_have_settled_waits_for_them(self) -> None:

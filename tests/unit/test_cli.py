@@ -67,7 +67,8 @@ class FakeRuns:
         self.made.append(keywords)
         return self
 
-    async def acomplete(self, context: Any, query: str, *, stop: anyio.Event) -> Result:
+    async def acomplete(self, context: Any, query: str, *, stop: anyio.Event, origin: Any) -> Result:
+        del origin
         self.asked.append((context, query))
         sink = self.made[-1]["on_event"]
         recorder = Recorder("r1", None, () if sink is None else (sink,))
@@ -84,7 +85,7 @@ class FakeRuns:
 def result(
     status: Any = "answered", answer: str | None = "42", reason: str = "", error: RlmSandboxError | None = None
 ) -> Result:
-    return Result(status, answer, reason, {"calls": 3}, Path("/journals/r1.jsonl"), 2, error)
+    return Result(status, answer, reason, {"calls": 3}, Path("/journals/r1.jsonl"), 2, error, "r1")
 
 
 @pytest.fixture
@@ -291,7 +292,11 @@ def test_run_with_json_prints_the_result_and_nothing_else(cli: Run, runs: FakeRu
             "no answer: 3 replies in a row held no code",
         ),
         (result("limit", "partial", "calls"), 3, "a limit ended the run: calls; the answer is a partial one"),
-        (result("limit", None, "wall_s"), 3, "a limit ended the run: wall_s; for more: --set budget.wall_s=3600.0\n"),
+        (
+            result("limit", None, "wall_s"),
+            3,
+            "a limit ended the run: wall_s; to go on: rlm-sandbox journal resume r1 --set budget.wall_s=3600.0\n",
+        ),
         (result("failed", None, "the box died", SandboxGoneError("the box died")), 4, "the run failed: the box died"),
         (result("failed", None, "no key", ModelAuthenticationError("no key")), 5, "the run failed: no key"),
         (result("failed", None, "a bug"), 1, "the run failed: a bug"),
@@ -415,7 +420,8 @@ def test_the_answer_comes_before_the_closing_notes(runs: FakeRuns, text: str, mo
     monkeypatch.setattr(sys, "stderr", both)
     runs.outcome = result("limit", "partial", "calls")
     assert main(["run", text, "-q", "What?"]) == 3
-    end = "a limit ended the run: calls; the answer is a partial one; for more: --set budget.calls=4000"
+    end = "a limit ended the run: calls; the answer is a partial one; to go on: rlm-sandbox journal resume r1 "
+    end += "--set budget.calls=4000"
     notes = f"rlm-sandbox: {end}\njournal: /journals/r1.jsonl\n"
     assert both.getvalue().endswith("partial\n" + notes)
 

@@ -123,10 +123,10 @@ class TestTape:
         assert tape.unplayed == Bill(1, 1250, 0.01)
 
     def test_a_refusal_is_found_by_its_place_in_the_cell_alone(self, tmp_path: Path) -> None:
-        tape = journal(tmp_path, *turn_with_a_cell(events.Refused(1, "batch_open", "calls", 18.0, nth=2)))
+        tape = journal(tmp_path, *turn_with_a_cell(events.Refused(1, "batch_open", "calls", 18.0, nth=2, message="no")))
         assert tape.refusal(1, "batch_open", 1) is None
         assert tape.refusal(1, "llm_query", 2) is None
-        assert tape.refusal(1, "batch_open", 2) == ("calls", 18.0)
+        assert tape.refusal(1, "batch_open", 2) == events.Refused(1, "batch_open", "calls", 18.0, 1, 2, "no")
         assert tape.refusal(1, "batch_open", 2) is None
 
     @pytest.mark.parametrize("happened", [[], [runs.replied()]], ids=["empty", "no beginning"])
@@ -155,18 +155,25 @@ class TestReplay:
             8,
         ]
         assert [envelope.seq for envelope in played.heard] == [7, 8, 9, 10]
+
+    def test_what_was_paid_for_before_is_paid_when_the_first_new_request_is_made(self, tmp_path: Path) -> None:
+        played = Played(journal(tmp_path, *turn_with_a_cell()))
+        assert played.recorder.recall("root", "root-model", "", 100) is not None
+        assert played.live == 0
+        assert played.recorder.recall("root", "root-model", "", 100) is None
+        assert played.recorder.recall("sub", "sub-model", "new", 100) is None
         assert played.live == 1
 
     def test_a_cell_that_was_cut_off_asks_only_for_what_is_missing(self, tmp_path: Path) -> None:
         cut_off = [runs.started(), runs.replied(), events.CellStarted(1, 1, "c"), runs.asked(1, "a"), runs.answered(1)]
         played = Played(journal(tmp_path, *cut_off))
         assert played.emit(*cut_off[:-1]) == []
-        taped = played.recorder.outcome("sub-model", "a", 512)
-        assert taped is not None
-        assert taped.answer is not None
+        past = played.recorder.recall("sub", "sub-model", "a", 512)
+        assert past is not None
+        assert past.text == "A word."
         assert played.emit(runs.answered(1)) == []
         assert len(played.emit(runs.asked(2, "b"), runs.answered(2))) == 2
-        assert played.recorder.outcome("sub-model", "b", 512) is None
+        assert played.recorder.recall("sub", "sub-model", "b", 512) is None
 
     @pytest.mark.parametrize(
         ("differs", "what"),
@@ -203,4 +210,3 @@ def test_events_of_another_kind_pass(tmp_path: Path) -> None:
     played = Played(journal(tmp_path, *turn_with_a_cell()))
     opened: Any = events.SandboxOpened("box", "image", "runc", 0.1, {})
     assert played.emit(opened, events.LimitReached("calls", 0.0)) == [opened, events.LimitReached("calls", 0.0)]
-    assert played.live == 1

@@ -132,6 +132,8 @@ class _Run:
             "estimate_charged": self._estimate_charged,
             "circuit_changed": self._circuit_changed,
             "refused": self._refused,
+            "resumed": self._resumed,
+            "diverged": self._diverged,
             "child_started": self._child_started,
             "child_finished": self._child_finished,
             "final_set": self._final_set,
@@ -253,6 +255,12 @@ class _Run:
         left = "" if said["limit"] is None else f" ({said['limit']:g} left)"
         times = f", {said['count']:,} times" if said["count"] > 1 else ""
         self._note(record, f"refused {said['method']}: {said['reason']}{left}{times}", "warn", said["cell"])
+
+    def _resumed(self, record: Record, said: Data) -> None:
+        self._note(record, f"the run was resumed here, and goes on behind event {said['after']}", "warn")
+
+    def _diverged(self, record: Record, said: Data) -> None:
+        self._note(record, f"the cell was run again and diverged: {said['what']}", "warn", said["cell"])
 
     def _child_started(self, record: Record, said: Data) -> None:
         cell = self._cells.get(said["cell"])

@@ -1,0 +1,99 @@
+"""What it takes to go on with a run that was cut off, or that ended at a limit.
+
+The run's journal is its past: a fresh box is given the context, the recorded cells are run in it again, their sub-calls
+are answered from the journal, and the run goes on live where the record ends. Nothing is asked or paid twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.context import Context, describe
+from orchestrator.errors import ConfigurationError, PolicyError, ResumeError
+from orchestrator.policy import Policy
+from orchestrator.rlm.result import Result
+from orchestrator.trajectory.tape import Tape
+
+
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """A run that can go on.
+
+    Attributes:
+        tape: its past.
+        policy: its own, with what was set for the rest of it.
+        query: its question.
+    """
+
+    tape: Tape
+    policy: Policy
+    query: str
+
+    @property
+    def rest(self) -> Policy:
+        """The policy for what is still to come: its wall time is what is left."""
+        left = max(self.policy.budget.wall_s - self.tape.elapsed_s, 1.0)
+        budget = self.policy.budget.model_copy(update={"wall_s": left})
+        return self.policy.model_copy(update={"budget": budget})
+
+    @classmethod
+    def of(cls, path: Path, settings: Sequence[str] = ()) -> Resumable:
+        """Read a journal.
+
+        Args:
+            path: of the journal.
+            settings: ``table.key=value`` assignments to the run's own policy.
+
+        Raises:
+            JournalError: it cannot be read, or is damaged.
+            ResumeError: it is a child's, whose parent is to be resumed.
+            PolicyError: a setting is wrong.
+            ConfigurationError: the run has had its wall time, and it was not raised.
+        """
+        tape = Tape.of(path)
+        if tape.parent is not None:
+            raise ResumeError(f"{path} is the journal of a child run: resume its parent, {tape.parent}")
+        try:
+            policy = Policy.from_data(tape.started["policy"], source=str(path)).override(list(settings))
+        except PolicyError as error:
+            raise PolicyError(f"the run's policy, from its journal: {error}") from error
+        if policy.budget.wall_s <= tape.elapsed_s and not answered(tape):
+            raise ConfigurationError(
+                f"the run has had its {policy.budget.wall_s:g} s: give it more with "
+                f"--set budget.wall_s={2 * policy.budget.wall_s:g}"
+            )
+        return cls(tape, policy, tape.started["query"])
+
+    def check(self, context: Context) -> None:
+        """Check that a context is the run's own.
+
+        Raises:
+            ResumeError: it is another one.
+        """
+        then, now = self.tape.started["context"], describe(context)
+        if then["sha256"] != now.sha256 or then["kind"] != now.kind:
+            raise ResumeError(
+                f"the context is another one: this is a {now.kind} of {now.characters:,} characters, and the run's was "
+                f"a {then['kind']} of {then['characters']:,}"
+            )
+
+
+def answered(tape: Tape) -> bool:
+    """Whether a run has its answer, and needs no going on."""
+    return tape.ended is not None and tape.ended["status"] == "answered"
+
+
+def result_of(tape: Tape) -> Result:
+    """Return the result of a run that is over, from its journal."""
+    ended = tape.ended or {}
+    return Result(
+        status=ended["status"],
+        answer=ended["answer"],
+        reason=ended["reason"],
+        usage=ended["usage"],
+        journal=tape.path,
+        turns=ended["turns"],
+        run=tape.run,
+    )
