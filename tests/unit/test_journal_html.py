@@ -61,7 +61,7 @@ def test_a_page_holds_the_whole_run(tmp_path: Path) -> None:
     first, second = cell["calls"]
     assert (texts[first[4]], texts[first[5]], first[10]) == ("What is here?", "A word.", 2)
     assert (second[5], second[6], second[7]) == (None, "model_unavailable", "503 from the provider")
-    assert run["limits"] == [{"at": 1.7, "text": "calls (0 left)"}]
+    assert run["limits"] == [{"at": 1.9, "text": "calls (0 left)"}]
 
 
 def test_a_page_is_what_its_template_says_and_nothing_more(tmp_path: Path) -> None:
