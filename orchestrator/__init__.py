@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.kernel.result import ExecutionResult
     from orchestrator.models.base import Message, Model, ModelReply, ModelRequest, Usage
     from orchestrator.policy import Policy
+    from orchestrator.pool import Pool
     from orchestrator.rlm.api import RLM
     from orchestrator.rlm.result import Result
     from orchestrator.rlm.stream import RunStream
@@ -44,6 +45,7 @@ _HOMES = {
     "ModelReply": "models.base",
     "ModelRequest": "models.base",
     "Policy": "policy",
+    "Pool": "pool",
     "RLM": "rlm.api",
     "Result": "rlm.result",
     "RlmSandboxError": "errors",
@@ -71,6 +73,7 @@ __all__ = [
     "ModelReply",
     "ModelRequest",
     "Policy",
+    "Pool",
     "Result",
     "RlmSandboxError",
     "RpcCall",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import AsyncIterator
@@ -10,10 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio
-import anyio.lowlevel
 from anyio import to_thread
 
 from orchestrator import context as contexts
@@ -22,24 +19,16 @@ from orchestrator.errors import (
     ConfigurationError,
     ContextError,
     EngineUnavailableError,
-    HardeningError,
-    ImageError,
-    SandboxGoneError,
-    SandboxStartError,
     ungrouped,
 )
 from orchestrator.kernel.client import KernelClient, preload
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
-from orchestrator.sandbox import attestation, effective, hardening, image, namespaces
-from orchestrator.sandbox import container as containers
-from orchestrator.sandbox.container import Container
+from orchestrator.prepared import Prepared, prepared
+from orchestrator.sandbox import hardening
 from orchestrator.sandbox.engine import Engine
-from orchestrator.text import one_line
 from orchestrator.transport.mux import Mux, refuse_everything
-from orchestrator.transport.rpc import BodyLimit, RpcHandler
-from sandbox_image import wire
-from sandbox_image.wire import Kind
+from orchestrator.transport.rpc import RpcHandler
 
 MIB = 1 << 20
 # The engine has been seen to tell of a container's end within 0.2 s of the end of its stream.
@@ -134,33 +123,26 @@ class Sandbox:
         """
         began = time.monotonic()
         policy = policy if isinstance(policy, Policy) else Policy.load(policy or "default")
-        if context is not None:
-            _check_size(contexts.check(context), policy)
+        check_context(context, policy)
         # Outermost: whoever uses a box gets one plain exception, theirs or ours, and never a group of one.
         with ungrouped() as whole:
-            async with anyio.create_task_group() as tasks, _engine(engine) as connected:
+            async with anyio.create_task_group() as tasks, connection(engine) as connected:
                 tasks.start_soon(to_thread.run_sync, preload)  # while the engine works
-                async with (
-                    _box(connected, policy) as (container, wanted),
-                    _served(container, policy, rpc or refuse_everything) as (client, mux),
-                ):
-                    record, report = await _start(
-                        engine=connected,
-                        container=container,
-                        wanted=wanted,
-                        context=context,
-                        client=client,
-                        mux=mux,
-                    )
-                    runtime = str(record["HostConfig"].get("Runtime", ""))
-                    info = BoxInfo(
-                        container.id, wanted.image, runtime, report.controls, time.monotonic() - began, report.kernel
-                    )
+                async with prepared(connected, policy) as empty:
+                    left = max(policy.limits.start_timeout_s - (time.monotonic() - began), 1.0)
+                    await empty.fill(context, rpc or refuse_everything, left)
                     try:
-                        yield cls(client, mux, policy, info, connected)
+                        yield cls.of(empty, policy, connected, time.monotonic() - began)
                     except BaseException as error:
                         whole.append(error)
                         raise
+
+    @classmethod
+    def of(cls, filled: Prepared, policy: Policy, engine: Engine, opened_s: float) -> Sandbox:
+        """Return a box that has its context; whoever prepared it destroys it."""
+        report = filled.report
+        info = BoxInfo(filled.container, filled.image, filled.runtime, report.controls, opened_s, report.kernel)
+        return cls(filled.client, filled.mux, policy, info, engine)
 
     async def execute(
         self, code: str, timeout: float | None = None, stop: anyio.Event | None = None
@@ -223,6 +205,16 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
+def check_context(context: Context | None, policy: Policy) -> None:
+    """Check that a context is one and that the policy has room for it.
+
+    Raises:
+        ContextError: it is of a wrong type, or larger than the policy allows.
+    """
+    if context is not None:
+        _check_size(contexts.check(context), policy)
+
+
 def _check_size(context: Context, policy: Policy) -> None:
     # UTF-8 has at least one byte a character and at most four: most contexts need no exact count.
     limit = policy.limits.context_mb * MIB
@@ -239,7 +231,8 @@ def _check_size(context: Context, policy: Policy) -> None:
 
 
 @asynccontextmanager
-async def _engine(engine: Engine | None) -> AsyncIterator[Engine]:
+async def connection(engine: Engine | None) -> AsyncIterator[Engine]:
+    """Yield an engine, or a connection of its own that is closed afterwards."""
     if engine is not None:
         yield engine
         return
@@ -248,112 +241,3 @@ async def _engine(engine: Engine | None) -> AsyncIterator[Engine]:
         yield connected
     finally:
         connected.close()
-
-
-@asynccontextmanager
-async def _box(engine: Engine, policy: Policy) -> AsyncIterator[tuple[Container, hardening.Wanted]]:
-    found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
-    seccomp = effective.seccomp()
-    policy = containers.with_own_user(policy)
-    config = hardening.container_config(policy, found.id, seccomp, containers.labels(policy.budget.wall_s))
-    async with containers.started(engine, config) as container:
-        yield container, hardening.Wanted(policy, found.id, seccomp, namespaces.host())
-
-
-@asynccontextmanager
-async def _served(container: Container, policy: Policy, rpc: RpcHandler) -> AsyncIterator[tuple[KernelClient, Mux]]:
-    async def send(kind: Kind, payload: bytes) -> None:
-        await mux.send(kind, payload)
-
-    client = KernelClient(send, policy.limits.output_kb * 1024)
-    mux = Mux(
-        container.stream,
-        client,
-        rpc,
-        max_frame=hardening.output_frame_bytes(policy),
-        max_message=hardening.message_bytes(policy),
-        window=policy.models.window,
-        limits=_body_limits(policy),
-    )
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(mux.run)
-            tasks.start_soon(_end_when_given_up, client, container)
-            yield client, mux
-            tasks.cancel_scope.cancel()
-    finally:
-        client.closed("")  # for whoever kept the box after its block was left
-
-
-def _body_limits(policy: Policy) -> dict[str, BodyLimit]:
-    """Return what calls may carry: the transport keeps no more of one than can be answered."""
-    limits = policy.limits
-    return {
-        "llm_query": BodyLimit(limits.frame_kb * 1024, "prompt_too_large"),
-        "rlm_query": BodyLimit(min(limits.answer_mb, limits.context_mb) * MIB, "context_too_large"),
-        "final": BodyLimit(limits.answer_mb * MIB, "answer_too_large"),
-    }
-
-
-async def _end_when_given_up(client: KernelClient, container: Container) -> None:
-    # Closed, its stream ends the box: what was given up must not run on until its block is left.
-    await client.given_up()
-    await container.stream.aclose()
-
-
-async def _start(
-    *,
-    engine: Engine,
-    container: Container,
-    wanted: hardening.Wanted,
-    context: Context | None,
-    client: KernelClient,
-    mux: Mux,
-) -> tuple[dict[str, Any], attestation.Report]:
-    """Verify the box while its kernel starts and its context arrives; no model code runs before all three are done."""
-    limit = wanted.policy.limits.start_timeout_s
-    try:
-        with ungrouped(), anyio.fail_after(limit):
-            async with anyio.create_task_group() as starting:
-                starting.start_soon(_send_context, mux, context)
-                record = await to_thread.run_sync(engine.inspect, container.id)
-                report = _verify(record, await client.hello(), wanted)
-            await client.handshake()
-    except TimeoutError:
-        raise SandboxStartError(f"the box was not ready after {limit:g} s{_said(container)}") from None
-    except (SandboxStartError, SandboxGoneError) as error:
-        # A cancellation closes the stream, too; then it is no news that the box has ended.
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        raise SandboxStartError(f"{error}{_said(container)}") from error
-    return record, report
-
-
-def _verify(record: dict[str, Any], facts: dict[str, Any], wanted: hardening.Wanted) -> attestation.Report:
-    if facts.get("protocol") != wire.PROTOCOL_VERSION:
-        raise ImageError("the image speaks another protocol version: run `rlm-sandbox image build`")
-    report = attestation.verify(record, facts, wanted)
-    if report.deviations:
-        raise HardeningError(report.deviations)
-    return report
-
-
-async def _send_context(mux: Mux, context: Context | None) -> None:
-    """Stream the context; one piece of it is encoded at a time."""
-    try:
-        if context is None:
-            await mux.send(Kind.CONTEXT_END, b"null")
-            return
-        sizes: list[int] = []
-        for piece in contexts.pieces(context, sizes):
-            await mux.send(Kind.CONTEXT, piece)
-        layout = json.dumps(contexts.layout(context, sizes)).encode()
-        for start in range(0, len(layout), wire.CHUNK):
-            await mux.send(Kind.CONTEXT, layout[start : start + wire.CHUNK])
-        await mux.send(Kind.CONTEXT_END, str(len(layout)).encode())
-    except anyio.BrokenResourceError as error:
-        raise SandboxGoneError("the box ended while the context was being sent") from error
-
-
-def _said(container: Container) -> str:
-    said = container.stream.stderr.strip()
-    return f" (it said: …{one_line(said[-300:], 300)})" if said else ""

@@ -118,6 +118,11 @@ class KernelClient:
         """Whether the box can run no further cell."""
         return self._closed or bool(self._violation)
 
+    async def ended(self) -> None:
+        """Wait until the box can run no further cell."""
+        while not self.gone:
+            await self._changed.wait()
+
     async def given_up(self) -> None:
         """Wait until the box is of no use any more though its stream may be open: whatever runs in it must be ended."""
         while not self._violation:

@@ -20,7 +20,7 @@ import anyio
 from anyio.abc import Process
 
 import sandbox_image
-from orchestrator import interpreter
+from orchestrator import prepared
 from orchestrator.context import Context
 from orchestrator.kernel.client import KernelClient
 from orchestrator.policy import Policy
@@ -110,13 +110,13 @@ async def bridge(
     policy: Policy = POLICY,
     program: Path = SUPERVISOR,
 ) -> AsyncIterator[tuple[KernelClient, Mux]]:
-    """Start a supervisor and join client and mux to it, as orchestrator/interpreter.py does with a container."""
+    """Start a supervisor and join client and mux to it, as orchestrator/prepared.py does with a container."""
     async with supervisor(folder, policy, program) as (stream, _):
         stand_in = Container("bridge", cast("AttachStream", stream))
-        async with interpreter._served(stand_in, policy, rpc) as (client, mux):
+        async with prepared._served(stand_in, policy, rpc) as (client, mux):
             with anyio.fail_after(START_S):
                 async with anyio.create_task_group() as starting:
-                    starting.start_soon(interpreter._send_context, mux, context)
+                    starting.start_soon(prepared._send_context, mux, context)
                     await client.hello()
                 await client.handshake()
             yield client, mux

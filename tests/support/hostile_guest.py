@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import anyio
 
-from orchestrator import interpreter
+from orchestrator import prepared
 from orchestrator.broker import Broker
 from orchestrator.errors import ConfigurationError
 from orchestrator.events import Recorder
@@ -158,7 +158,7 @@ class StuckStream:
 async def served(
     stream: ByteStream, handler: RpcHandler = refuse_everything
 ) -> AsyncIterator[tuple[KernelClient, Mux]]:
-    """Join client and mux to ``stream``, as orchestrator/interpreter.py does."""
+    """Join client and mux to ``stream``, as orchestrator/prepared.py does."""
 
     async def send(kind: Kind, payload: bytes) -> None:
         await mux.send(kind, payload)
@@ -227,7 +227,7 @@ async def hosted(
     try:
         async with (
             anyio.create_task_group() as tasks,
-            interpreter._served(container, policy, desk.broker) as (client, mux),
+            prepared._served(container, policy, desk.broker) as (client, mux),
         ):
             tasks.start_soon(guest.greet)
             with anyio.fail_after(10):

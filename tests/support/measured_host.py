@@ -19,8 +19,7 @@ from unittest.mock import patch
 
 import anyio
 
-from orchestrator import RLM, Policy
-from orchestrator import interpreter as interpreters
+from orchestrator import RLM, Policy, prepared
 from orchestrator.context import Context
 from orchestrator.errors import ModelRequestError
 from orchestrator.interpreter import BoxInfo, Sandbox
@@ -178,7 +177,7 @@ async def _over(stream: int, policy: Policy, rpc: RpcHandler) -> AsyncIterator[S
     """Open a box as :meth:`Sandbox.open` does, but without an engine: whoever holds the socket is the container."""
     container = Container("attacker", AttachStream(socket.socket(fileno=stream)))
     try:
-        async with interpreters._served(container, policy, rpc) as (client, mux):
+        async with prepared._served(container, policy, rpc) as (client, mux):
             with anyio.fail_after(30):
                 await client.hello()
                 await client.handshake()
@@ -197,7 +196,7 @@ def _frame_limit() -> None:
 
 def _call_limits() -> None:
     boundless = {method: BodyLimit(HUGE, "") for method in ("llm_query", "rlm_query", "final")}
-    patch.object(interpreters, "_body_limits", lambda _policy: boundless).start()
+    patch.object(prepared, "_body_limits", lambda _policy: boundless).start()
     patch.object(muxes.Mux, "_no_place", lambda _mux, _size: None).start()
     patch.object(muxes, "Inbox", lambda _most, limits, admit: Inbox(HUGE, limits, admit)).start()
 

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from orchestrator import interpreter
+from orchestrator import prepared
 from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.policy import Policy
 from orchestrator.sandbox import container, effective, hardening, image
@@ -49,11 +49,11 @@ async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]
         weaken(config)
         async with (
             container.started(engine, config) as started,
-            interpreter._served(started, policy, refuse_everything) as (client, mux),
+            prepared._served(started, policy, refuse_everything) as (client, mux),
         ):
             with anyio.fail_after(policy.limits.start_timeout_s):
                 async with anyio.create_task_group() as starting:
-                    starting.start_soon(interpreter._send_context, mux, None)
+                    starting.start_soon(prepared._send_context, mux, None)
                     facts = await client.hello()
                 await client.handshake()
             info = BoxInfo(

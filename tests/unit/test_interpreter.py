@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import interpreter
+from orchestrator import prepared
 from orchestrator.errors import ConfigurationError, ImageError, PolicyError
 from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.kernel.client import KernelClient
@@ -62,11 +62,11 @@ def policies(monkeypatch: pytest.MonkeyPatch) -> list[Policy]:
     """Keep the policy each box would have been made under."""
     seen: list[Policy] = []
 
-    def refuse(_engine: object, policy: Policy) -> None:
+    def refuse(_engine: object, policy: Policy, _lease_s: float) -> None:
         seen.append(policy)
         raise ImageError("no further")
 
-    monkeypatch.setattr(interpreter, "_box", refuse)
+    monkeypatch.setattr(prepared, "_box", refuse)
     return seen
 
 

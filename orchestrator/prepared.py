@@ -1,0 +1,220 @@
+"""A box that is verified and empty: what a :class:`~orchestrator.interpreter.Sandbox` is made of, now or later.
+
+Between the container's start and its first cell lie the proof that it is as the policy wants it, and the context. The
+proof comes first: nothing of the user's is sent into a box that was not found in order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio import to_thread
+
+from orchestrator import context as contexts
+from orchestrator.context import Context
+from orchestrator.errors import HardeningError, ImageError, SandboxGoneError, SandboxStartError, ungrouped
+from orchestrator.kernel.client import KernelClient
+from orchestrator.policy import Policy
+from orchestrator.sandbox import attestation, effective, hardening, image, namespaces
+from orchestrator.sandbox import container as containers
+from orchestrator.sandbox.container import Container
+from orchestrator.sandbox.engine import Engine
+from orchestrator.text import one_line
+from orchestrator.transport.mux import Mux, refuse_everything
+from orchestrator.transport.rpc import BodyLimit, RpcCall, RpcHandler, RpcReply
+from sandbox_image import wire
+from sandbox_image.wire import Kind
+
+MIB = 1 << 20
+
+
+class Prepared:
+    """A box without a context: verified, its kernel up or on its way. It is filled once.
+
+    Attributes:
+        container: name of the container.
+        image: id of the image.
+        runtime: OCI runtime that runs it.
+        report: what was found of its controls.
+        client: to its kernel.
+        mux: to its supervisor.
+    """
+
+    def __init__(
+        self, container: Container, wanted: hardening.Wanted, client: KernelClient, mux: Mux, desk: Desk
+    ) -> None:
+        """Wrap what :func:`prepared` has put together."""
+        self.container = container.id
+        self.image = wanted.image
+        self.runtime = ""
+        self.report = attestation.Report({}, [])
+        self.client = client
+        self.mux = mux
+        self._box = container
+        self._wanted = wanted
+        self._desk = desk
+
+    async def verify(self, engine: Engine) -> None:
+        """Compare the engine's record and the view from inside with the policy.
+
+        Raises:
+            HardeningError: a control is not in force.
+            ImageError: the image speaks another version of the protocol.
+            SandboxStartError: the box ended first, or did not report in time.
+        """
+        async with self._in_time(self._wanted.policy.limits.start_timeout_s):
+            record = await to_thread.run_sync(engine.inspect, self.container)
+            self.report = _verified(record, await self.client.hello(), self._wanted)
+            self.runtime = str(record["HostConfig"].get("Runtime", ""))
+
+    async def fill(self, context: Context | None, rpc: RpcHandler, within_s: float) -> None:
+        """Send the context, and wait until the kernel holds it and is ready.
+
+        Args:
+            context: becomes the variable of that name; None makes none.
+            rpc: answers the calls of the code in the box from now on.
+            within_s: seconds it may take.
+
+        Raises:
+            SandboxStartError: the box ended first, or was not ready in time.
+        """
+        self._desk.handler = rpc
+        async with self._in_time(within_s), anyio.create_task_group() as filling:
+            filling.start_soon(_send_context, self.mux, context)
+            await self.client.handshake()
+
+    @asynccontextmanager
+    async def _in_time(self, within_s: float) -> AsyncIterator[None]:
+        try:
+            with ungrouped(), anyio.fail_after(within_s):
+                yield
+        except TimeoutError:
+            message = f"the box was not ready after {within_s:g} s{self._said()}"
+            raise SandboxStartError(message) from None
+        except (SandboxStartError, SandboxGoneError) as error:
+            # A cancellation closes the stream, too; then it is no news that the box has ended.
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            raise SandboxStartError(f"{error}{self._said()}") from error
+
+    def _said(self) -> str:
+        said = self._box.stream.stderr.strip()
+        return f" (it said: …{one_line(said[-300:], 300)})" if said else ""
+
+
+@dataclass(slots=True)
+class Desk:
+    """Where calls from a box arrive; who answers them is known when it is filled."""
+
+    handler: RpcHandler = refuse_everything
+
+    async def __call__(self, call: RpcCall) -> RpcReply:
+        """Pass a call on."""
+        return await self.handler(call)
+
+
+@asynccontextmanager
+async def prepared(engine: Engine, policy: Policy, lease_s: float = 0.0) -> AsyncIterator[Prepared]:
+    """Start a box and verify it; it is destroyed when the block is left.
+
+    Args:
+        engine: where.
+        policy: what the box may use.
+        lease_s: seconds it may wait before its run begins.
+
+    Raises:
+        EngineUnavailableError: no engine answers.
+        ImageError: the image is missing or of another version.
+        HardeningError: a control is not in force.
+        SandboxStartError: it did not come up.
+    """
+    desk = Desk()
+    async with (
+        _box(engine, policy, lease_s) as (container, wanted),
+        _served(container, policy, desk) as (client, mux),
+    ):
+        empty = Prepared(container, wanted, client, mux, desk)
+        await empty.verify(engine)
+        yield empty
+
+
+@asynccontextmanager
+async def _box(engine: Engine, policy: Policy, lease_s: float) -> AsyncIterator[tuple[Container, hardening.Wanted]]:
+    found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
+    seccomp = effective.seccomp()
+    policy = containers.with_own_user(policy)
+    config = hardening.container_config(policy, found.id, seccomp, containers.labels(lease_s + policy.budget.wall_s))
+    async with containers.started(engine, config) as container:
+        yield container, hardening.Wanted(policy, found.id, seccomp, namespaces.host())
+
+
+@asynccontextmanager
+async def _served(container: Container, policy: Policy, rpc: RpcHandler) -> AsyncIterator[tuple[KernelClient, Mux]]:
+    async def send(kind: Kind, payload: bytes) -> None:
+        await mux.send(kind, payload)
+
+    client = KernelClient(send, policy.limits.output_kb * 1024)
+    mux = Mux(
+        container.stream,
+        client,
+        rpc,
+        max_frame=hardening.output_frame_bytes(policy),
+        max_message=hardening.message_bytes(policy),
+        window=policy.models.window,
+        limits=_body_limits(policy),
+    )
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(mux.run)
+            tasks.start_soon(_end_when_given_up, client, container)
+            yield client, mux
+            tasks.cancel_scope.cancel()
+    finally:
+        client.closed("")  # for whoever kept the box after its block was left
+
+
+def _body_limits(policy: Policy) -> dict[str, BodyLimit]:
+    """Return what calls may carry: the transport keeps no more of one than can be answered."""
+    limits = policy.limits
+    return {
+        "llm_query": BodyLimit(limits.frame_kb * 1024, "prompt_too_large"),
+        "rlm_query": BodyLimit(min(limits.answer_mb, limits.context_mb) * MIB, "context_too_large"),
+        "final": BodyLimit(limits.answer_mb * MIB, "answer_too_large"),
+    }
+
+
+async def _end_when_given_up(client: KernelClient, container: Container) -> None:
+    # Closed, its stream ends the box: what was given up must not run on until its block is left.
+    await client.given_up()
+    await container.stream.aclose()
+
+
+def _verified(record: dict[str, Any], facts: dict[str, Any], wanted: hardening.Wanted) -> attestation.Report:
+    if facts.get("protocol") != wire.PROTOCOL_VERSION:
+        raise ImageError("the image speaks another protocol version: run `rlm-sandbox image build`")
+    report = attestation.verify(record, facts, wanted)
+    if report.deviations:
+        raise HardeningError(report.deviations)
+    return report
+
+
+async def _send_context(mux: Mux, context: Context | None) -> None:
+    """Stream the context; one piece of it is encoded at a time."""
+    try:
+        if context is None:
+            await mux.send(Kind.CONTEXT_END, b"null")
+            return
+        sizes: list[int] = []
+        for piece in contexts.pieces(context, sizes):
+            await mux.send(Kind.CONTEXT, piece)
+        layout = json.dumps(contexts.layout(context, sizes)).encode()
+        for start in range(0, len(layout), wire.CHUNK):
+            await mux.send(Kind.CONTEXT, layout[start : start + wire.CHUNK])
+        await mux.send(Kind.CONTEXT_END, str(len(layout)).encode())
+    except anyio.BrokenResourceError as error:
+        raise SandboxGoneError("the box ended while the context was being sent") from error
