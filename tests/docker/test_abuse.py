@@ -212,7 +212,7 @@ with ThreadPoolExecutor(32) as pool: found = set(pool.map(knock, range(100_000))
             assert box.scope.usage()["calls"] == 1
 
     async def test_rp12_a_prompt_of_a_hundred_megabytes_is_refused_in_the_box(self, engine: Engine) -> None:
-        async with live(engine) as box:
+        async with live(engine, "limits.answer_mb=16") as box:
             assert await box.value(REASON + "reason(llm_query, 'A' * 10**8)") == "too_large"
             assert await box.value(REASON + "reason(llm_query, 'A' * (9 << 20))") == "prompt_too_large"
             assert await box.value("llm_query('x')") == "an answer"
