@@ -13,8 +13,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 
 from sandbox_image import seccomp, wire
-
-RPC_FD = 3
+from sandbox_image.descriptors import RPC_FD
 
 
 def main() -> None:

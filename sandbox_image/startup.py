@@ -41,12 +41,11 @@ from traitlets.config import Config
 
 from sandbox_image import wire
 from sandbox_image.calls import Connection
-from sandbox_image.confine import RPC_FD
+from sandbox_image.descriptors import CONTEXT_FD, RPC_FD
 from sandbox_image.gate import cut
 from sandbox_image.guest_api import GuestApi
 from sandbox_image.wire import Kind
 
-CONTEXT_FD = 4
 # What Python itself reports before it starts a process (the table of audit events in its documentation).
 PROCESS_EVENTS = frozenset(
     ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen")

@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 
 from sandbox_image import attest, seccomp, wire
+from sandbox_image.descriptors import CONTEXT_FD, RPC_FD
 from sandbox_image.gate import CellGate, pack
 from sandbox_image.line import Line
 from sandbox_image.processes import empty, end_others, freeze, kill_everyone, thaw
@@ -29,8 +30,6 @@ from sandbox_image.wire import Channel, Kind
 
 RUN_DIR = os.environ.get("RLM_SANDBOX_RUN_DIR", "/run/box")
 SCRATCH = os.environ.get("RLM_SANDBOX_SCRATCH", "/tmp")  # noqa: S108 - a tmpfs of the box, not a shared folder
-KERNEL_RPC_FD = 3
-KERNEL_CONTEXT_FD = 4
 READ_SIZE = 1 << 20
 # A reply waits this long for the output that belongs before it; a cell that suppresses "idle" gains nothing else.
 SETTLE_S = 0.25
@@ -268,8 +267,8 @@ class Supervisor:
                 (os.POSIX_SPAWN_DUP2, null, 0),
                 (os.POSIX_SPAWN_DUP2, null, 1),
                 (os.POSIX_SPAWN_DUP2, null, 2),
-                (os.POSIX_SPAWN_DUP2, self._line.theirs.fileno(), KERNEL_RPC_FD),
-                (os.POSIX_SPAWN_DUP2, self._context_read, KERNEL_CONTEXT_FD),
+                (os.POSIX_SPAWN_DUP2, self._line.theirs.fileno(), RPC_FD),
+                (os.POSIX_SPAWN_DUP2, self._context_read, CONTEXT_FD),
             ],
             setsid=True,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.text import counted, one_line
 
 if TYPE_CHECKING:
-    from orchestrator.cli.doctor import Findings
+    from orchestrator.cli.findings import Findings
     from orchestrator.sandbox.host import Advice
 
 _WIDTH = 80
