@@ -19,6 +19,7 @@ The type says whose fault it is, so a caller knows what to do next::
     │   └── ModelRequestError         the provider refuses this very request
     ├── LimitExceededError      a budget of the policy is used up                   exit 3
     └── JournalError            the record of the run cannot be written or read     exit 1
+        └── ResumeError             a run cannot be taken up again from its record
 
 Code that a model wrote and that fails is none of these: it is an
 :class:`~orchestrator.kernel.outputs.ExecutionResult`.

@@ -210,8 +210,12 @@ class Pool:
 
 
 def _same_box(one: Policy, other: Policy) -> bool:
-    """Whether two policies make the same box; what they differ in is held by the host."""
-    return (one.limits, one.sandbox, one.models.window) == (other.limits, other.sandbox, other.models.window)
+    """Whether a box of the second policy, the pool's, will do for the first; the rest is held by the host.
+
+    The pool's time is in the lease of its boxes: one that outlived it could be swept from another machine.
+    """
+    same = (one.limits, one.sandbox, one.models.window) == (other.limits, other.sandbox, other.models.window)
+    return same and one.budget.wall_s <= other.budget.wall_s
 
 
 def _has_memory_for(policy: Policy) -> bool:

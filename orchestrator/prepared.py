@@ -147,10 +147,11 @@ async def prepared(engine: Engine, policy: Policy, lease_s: float = 0.0) -> Asyn
 async def _box(engine: Engine, policy: Policy, lease_s: float) -> AsyncIterator[tuple[Container, hardening.Wanted]]:
     found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
     seccomp = effective.seccomp()
-    policy = containers.with_own_user(policy)
-    config = hardening.container_config(policy, found.id, seccomp, containers.labels(lease_s + policy.budget.wall_s))
-    async with containers.started(engine, config) as container:
-        yield container, hardening.Wanted(policy, found.id, seccomp, namespaces.host())
+    labels = containers.labels(lease_s + policy.budget.wall_s)
+    with containers.own_user(policy) as its:
+        config = hardening.container_config(its, found.id, seccomp, labels)
+        async with containers.started(engine, config) as container:
+            yield container, hardening.Wanted(its, found.id, seccomp, namespaces.host())
 
 
 @asynccontextmanager

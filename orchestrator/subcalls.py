@@ -12,6 +12,7 @@ from orchestrator.ledger import NANO, Amount, Reservation
 from orchestrator.memo import Known, Memo
 from orchestrator.metering import Answer, Exchange, Till
 from orchestrator.models.base import Model, ModelRequest, Usage
+from orchestrator.models.prices import names_of, undated
 from orchestrator.text import cut_to_bytes, size
 from orchestrator.transport.rpc import RpcRefusal, RpcReply
 
@@ -59,7 +60,7 @@ class Subcalls:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._cell_ends = cell_ends
-        self._caps = {name.rpartition(":")[2]: round(usd * NANO) for name, usd in (price_caps or {}).items()}
+        self._caps = {spec: round(usd * NANO) for spec, usd in (price_caps or {}).items()}
         self._memo = memo
         self._number = 0
         self._under_way = 0
@@ -121,16 +122,18 @@ class Subcalls:
         if self._memo is None:
             _, reply = await self._ask(model, request, cell, held, batch)
             return reply
-        async with self._memo.turn(model, request) as slot:
-            known = slot.known
-            if known is not None:
-                if held is not None:
-                    held.release()
-                return self._recall(known, model, request, cell, batch)
-            number, reply = await self._ask(model, request, cell, held, batch)
-            if reply.result["stop"] == "end":
-                slot.keep(Known(number, reply.body))
-            return reply
+        try:
+            async with self._memo.turn(model, request) as slot:
+                known = slot.known
+                if known is not None:
+                    return self._recall(known, model, request, cell, batch)
+                number, reply = await self._ask(model, request, cell, held, batch)
+                if reply.result["stop"] == "end":
+                    slot.keep(Known(number, reply.body))
+                return reply
+        finally:
+            if held is not None:
+                held.release()  # of one that was recalled, or cancelled while it waited for its turn
 
     def _recall(self, known: Known, model: Model, request: ModelRequest, cell: int, batch: str | None) -> RpcReply:
         self._check()
@@ -150,7 +153,7 @@ class Subcalls:
         self, model: Model, request: ModelRequest, cell: int, held: Reservation | None, batch: str | None
     ) -> tuple[int, RpcReply]:
         with held or self._scope.reserve(Amount(calls=1)) as paying:
-            if model.name in self._caps:
+            if self._caps:
                 self._check_cap(model, self._till.worst_case(model, request))
             async with self._limiter:
                 await self._cover(paying, model, request)
@@ -197,7 +200,9 @@ class Subcalls:
             await self._settled.wait()
 
     def _check_cap(self, model: Model, most: Amount) -> None:
-        cap = self._caps.get(model.name)
+        # As prices are: of the name with a date at its end and without, whether the policy writes its provider or not.
+        names = {model.name, undated(model.name)}
+        cap = min((cap for spec, cap in self._caps.items() if names & names_of(spec)), default=None)
         if cap is not None and most.cost_nano > cap:
             message = (
                 "one query to that model may cost at most the limit, in US dollars: shorten it or lower max_tokens"

@@ -150,10 +150,7 @@ class Connection:
                 threading.Thread(target=self._write, daemon=True, name="rpc-writer").start()
                 threading.Thread(target=self._read, daemon=True, name="rpc-reader").start()
         identity = os.urandom(16).hex()
-        head = wire.pack_message({"id": identity, "method": method, "params": params}, b"")
-        if len(head) > wire.MAX_HEAD:
-            raise QueryRefused("invalid_params", None, "the parameters are too long; join documents into fewer")
-        self._events.put(_Call(identity, method in CONTROL, head, body, done))
+        self._events.put(_Call(identity, method in CONTROL, _head(identity, method, params), body, done))
 
     def call(self, method: str, params: dict[str, Any] | None = None, body: str = "") -> Reply:
         """Make a call and wait for its answer.
@@ -226,6 +223,21 @@ class Connection:
                 if sent is not None:  # None: it answers a call of the kernel before this one
                     self._events.put(sent)
                     sent.done(head, str(body, "utf-8"))
+
+
+def _head(identity: str, method: str, params: dict[str, Any]) -> bytes:
+    """Return the head of a call, as the host will read it: what it cannot read would end the box.
+
+    Raises:
+        QueryRefused: the parameters are no strict JSON, or too much of it.
+    """
+    try:
+        head = wire.pack_message({"id": identity, "method": method, "params": params}, b"")
+        wire.unpack_head(head)
+    except (wire.WireError, TypeError, ValueError, RecursionError) as error:
+        few = "; join documents into fewer" if "layout" in params else ""
+        raise QueryRefused("invalid_params", None, f"the parameters cannot be sent: {error}{few}") from None
+    return head
 
 
 def unwrap(head: dict[str, Any], body: str) -> Reply:

@@ -43,7 +43,8 @@ def end_others(kernel: int, within_s: float = END_S) -> bool:
     while _processes() - killed - spared:
         if time.monotonic() > deadline:
             return False
-        os.kill(-1, signal.SIGSTOP)
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGSTOP)
         found = _processes() - spared
         for pid in found - killed:
             with suppress(ProcessLookupError):

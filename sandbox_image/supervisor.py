@@ -192,7 +192,7 @@ class Supervisor:
                 return
             if channel is Channel.IOPUB:
                 self._from_iopub(parts)
-            elif (reply := self._gate.reply(parts)) is not None:
+            elif self._held_reply is None and (reply := self._gate.reply(parts)) is not None:
                 self._held_reply = (wire.pack_parts(channel, reply), time.monotonic() + SETTLE_S)
                 if self._gate.idle:
                     self._release_reply()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -20,8 +21,17 @@ _MINUTE, _HOUR = 60, 3600
 _WIDTH = 120
 # Of these tables a larger number always allows more; of the others the keys named here do, or allow less.
 _LARGER_IS_LOOSER: Final = frozenset(("budget", "limits"))
-_LOOSER: Final = frozenset(("models.max_tokens", "models.in_flight", "sandbox.allow_subprocess"))
-_TIGHTER: Final = frozenset(("sandbox.user_namespace", "sandbox.freeze_between_cells"))
+_LOOSER: Final = frozenset(
+    (
+        "models.max_tokens",
+        "models.in_flight",
+        "models.provider_in_flight",
+        "models.request_timeout_s",
+        "sandbox.allow_subprocess",
+    )
+)
+_TIGHTER: Final = frozenset(("sandbox.user_namespace", "sandbox.freeze_between_cells", "sandbox.uids"))
+_NONE_AT_0: Final = frozenset(("models.requests_per_minute", "models.tokens_per_minute"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +149,21 @@ def _direction(key: str, value: Any, other: Any) -> Direction:
         value, other = not gvisor.asked_for(value), not gvisor.asked_for(other)
     elif key == "models.allowed":
         value, other = set(value), set(other)
+    elif key == "models.price_caps":
+        return _direction_of_caps(value, other)
+    elif key in _NONE_AT_0:
+        value, other = value or math.inf, other or math.inf
     elif key in _TIGHTER:
-        value, other = not value, not other
+        value, other = -value, -other
     elif key not in _LOOSER and key.partition(".")[0] not in _LARGER_IS_LOOSER:
         return "other"
     return "looser" if value > other else "tighter" if value < other else "other"
+
+
+def _direction_of_caps(caps: dict[str, float], others: dict[str, float]) -> Direction:
+    pairs = [(caps.get(name, math.inf), others.get(name, math.inf)) for name in caps | others]
+    looser, tighter = any(mine > its for mine, its in pairs), any(mine < its for mine, its in pairs)
+    return "other" if looser is tighter else "looser" if looser else "tighter"
 
 
 def doubts(policy: Policy) -> list[str]:

@@ -158,8 +158,18 @@ class PriceTable:
 
     def _reachable(self, name: str, prompt_tokens: int) -> list[_Rates]:
         """Return the tiers of a prompt of up to that many tokens, the last being that of exactly as many."""
-        tiers = self._models.get(name) or self._models.get(_DATED.sub("", name), ())
+        tiers = self._models.get(name) or self._models.get(undated(name), ())
         return [rates for rates in tiers if prompt_tokens > rates.above_tokens]
+
+
+def undated(name: str) -> str:
+    """Return a model's name without the date at its end, if it has one."""
+    return _DATED.sub("", name)
+
+
+def names_of(spec: str) -> set[str]:
+    """Return the names a spec may mean: itself, and what follows its provider; a name may hold colons, too."""
+    return {spec, spec.partition(":")[2]} - {""}
 
 
 def _read(path: Path) -> PriceFile:

@@ -22,7 +22,7 @@ from orchestrator.ledger import Scope
 from orchestrator.models import retry
 from orchestrator.models.base import Model, Usage
 from orchestrator.models.circuit import Circuits
-from orchestrator.models.prices import PriceTable
+from orchestrator.models.prices import PriceTable, names_of
 from orchestrator.models.spec import FORMS, default_spec, open_model
 from orchestrator.policy import Policy
 from orchestrator.rlm.recursion import Resuming, Run, Tree
@@ -311,9 +311,8 @@ def _model(what: str, model: object) -> str | Model | None:
 
 def _check_caps(policy: Policy, prices: PriceTable) -> None:
     for spec in policy.models.price_caps:
-        name = spec.rpartition(":")[2]
-        if prices.cost_nano(name, Usage()) is None:
-            raise ConfigurationError(f"models.price_caps: no price is known for {name!r}, so no cap can bind it")
+        if all(prices.cost_nano(name, Usage()) is None for name in names_of(spec)):
+            raise ConfigurationError(f"models.price_caps: no price is known for {spec!r}, so no cap can bind it")
 
 
 def _checked(query: object) -> str:

@@ -122,7 +122,7 @@ BY_DESIGN: tuple[Control, ...] = (
     ),
     Control(
         id="P16",
-        what="calls under way are bounded, and reading stops when the bound is reached",
+        what="calls under way are bounded, in number and bytes; what comes beyond that is refused, and none of it kept",
         sets="`models.in_flight`",
         stops="call floods",
     ),

@@ -12,6 +12,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ END_TIMEOUT_S = 10
 ENDING = "end of a container"
 REMOVE_TIMEOUT_S = 15
 # Begun anywhere, so that the boxes of two orchestrators seldom have the same.
-_uids = itertools.count(secrets.randbelow(1 << 20))
+_turns = itertools.count(secrets.randbelow(1 << 20))
+_taken: Counter[int] = Counter()
+_taking = threading.Lock()  # runs may live in threads of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,30 @@ class Container:
     stream: AttachStream
 
 
-def with_own_user(policy: Policy) -> Policy:
-    """Return the policy of one box: that of the run, with a uid that no other box of this process has just now.
+@contextmanager
+def own_user(policy: Policy) -> Iterator[Policy]:
+    """Yield the policy of one box: that of the run, with a uid that no other box of this process has meanwhile.
 
     Linux counts by user, whatever the container, the pages of pipes and the descriptors in flight between sockets
-    (pipe(7), unix(7)), and more: what one box uses up is used up for every box of its uid.
+    (pipe(7), unix(7)), and more: what one box uses up is used up for every box of its uid. Where all of the policy's
+    uids are taken, one is shared.
     """
     first, _, gid = policy.sandbox.user.partition(":")
-    uid = int(first) + next(_uids) % policy.sandbox.uids
-    return policy.model_copy(update={"sandbox": policy.sandbox.model_copy(update={"user": f"{uid}:{gid}"})})
+    with _taking:
+        turn = next(_turns)
+        uids = [
+            int(first) + (turn + step) % policy.sandbox.uids
+            for step in range(min(policy.sandbox.uids, len(_taken) + 1))
+        ]
+        uid = next((uid for uid in uids if uid not in _taken), uids[0])
+        _taken[uid] += 1
+    try:
+        yield policy.model_copy(update={"sandbox": policy.sandbox.model_copy(update={"user": f"{uid}:{gid}"})})
+    finally:
+        with _taking:
+            _taken[uid] -= 1
+            if not _taken[uid]:
+                del _taken[uid]
 
 
 def labels(lease_s: float) -> dict[str, str]:

@@ -26,7 +26,8 @@ def image_reference(policy: Policy) -> str:
 def body(policy: Policy, *, full: bool = False) -> dict[str, Any]:
     """Return the body of the engine's ``POST /containers/create``, but for what only the moment of its creation knows.
 
-    That is the image's id, which stands here as a reference, and who owns the box until when.
+    That is the image's id, which stands here as a reference, who owns the box until when, and which of the policy's
+    uids it has: the first stands here.
 
     Args:
         policy: what the box may use.

@@ -32,10 +32,17 @@ OOM_BEFORE_DEATH_S = 3
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """An image the engine holds."""
+    """An image the engine holds.
+
+    Attributes:
+        id: a digest.
+        labels: as it was built with.
+        created: when it was built, in Unix time; 0 where the engine was not asked for a list.
+    """
 
     id: str
     labels: dict[str, str]
+    created: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +304,7 @@ class Engine:
         with _translated("list images"):
             found = self._api.images(filters={"label": label})
         found.sort(key=lambda item: item.get("Created", 0), reverse=True)
-        return [ImageInfo(item["Id"], dict(item.get("Labels") or {})) for item in found]
+        return [ImageInfo(item["Id"], dict(item.get("Labels") or {}), item.get("Created", 0)) for item in found]
 
     def image(self, reference: str) -> ImageInfo | None:
         """Return the local image of that id or reference, or None; nothing is pulled."""

@@ -41,8 +41,9 @@ BASE_LABEL = "io.rlm-sandbox.base"
 ROOT_LABEL = "io.rlm-sandbox.root"
 REPOSITORY = "rlm-sandbox"
 # Images of other sources that stay: other checkouts and versions that use the same engine have theirs, and all but a
-# few megabytes of them is shared.
+# few megabytes of them is shared. The younger ones stay however many they are: somebody works with them.
 KEPT = 8
+YOUNG_S = 86_400
 
 Report = Callable[[str], None]
 
@@ -172,7 +173,8 @@ def _build(engine: Engine, *, force: bool, report: Report) -> ImageRef:
         )
     images = engine.images(CONTENT_LABEL)
     stale = [old for old in images if old.labels[CONTENT_LABEL] == content and old.id != image]
-    stale += [old for old in images if old.labels[CONTENT_LABEL] != content][KEPT:]
+    others = [old for old in images if old.labels[CONTENT_LABEL] != content]
+    stale += [old for old in others[KEPT:] if time.time() - old.created > YOUNG_S]
     # A first stage serves as a cache alone; without its own, another checkout's next build takes some seconds more.
     stale += [old for old in engine.images(ROOT_LABEL) if old.labels[ROOT_LABEL] != root]
     for old in stale:

@@ -10,7 +10,6 @@ Names of fields are those of the API groups ``v1`` and ``networking.k8s.io/v1``.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from typing import Any
 
@@ -103,7 +102,7 @@ def _container(policy: Policy, image: str, context: Manifest) -> Manifest:
         "image": image,
         "imagePullPolicy": "Never",
         "command": hardening.ENTRYPOINT,
-        "args": [json.dumps(hardening.supervisor_settings(policy), separators=(",", ":"))],
+        "args": hardening.arguments(policy),
         "workingDir": hardening.WORKDIR,
         "stdin": True,
         "stdinOnce": True,
@@ -165,8 +164,8 @@ def unsaid(policy: Policy, seccomp: str) -> list[str]:
         ),
         f"processes (H16): a PodSpec has no such limit; set the kubelet's podPidsLimit to {tasks}",
         (
-            f"ulimits (H18): nofile {limits.open_files}, core 0, memlock 64 KiB and msgqueue 0 are the container "
-            "runtime's to set, for all its containers"
+            f"ulimits (H18): nofile {limits.open_files}, core {hardening.CORE_BYTES}, memlock 64 KiB and msgqueue 0 "
+            "are the container runtime's to set, for all its containers"
         ),
         "scratch (H9): an emptyDir is mounted without noexec, nosuid and nodev, and may hold any number of files",
         (

@@ -43,9 +43,9 @@ async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]
     _count()
     try:
         found = await to_thread.run_sync(image.find, engine, policy.sandbox.image)
-        policy = container.with_own_user(policy)
         labels = container.labels(policy.budget.wall_s)
-        config = hardening.container_config(policy, found.id, effective.seccomp(), labels)
+        with container.own_user(policy) as its:
+            config = hardening.container_config(its, found.id, effective.seccomp(), labels)
         weaken(config)
         async with (
             container.started(engine, config) as started,

@@ -721,10 +721,15 @@ def test_an_interrupt_before_there_is_anything_to_stop_is_exit_code_130(
             os.kill(os.getpid(), signal.SIGINT)
             return super().read(size)
 
+    # A shell starts what runs in its background with SIGINT ignored, and tests may run there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     stdin = Stdin(b"")
     stdin.buffer = Interrupted()
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert cli("exec") == (130, "", "rlm-sandbox: interrupted\n")
+    try:
+        assert cli("exec") == (130, "", "rlm-sandbox: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _STUBBORN = """

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any, cast
 
 import anyio
@@ -248,10 +248,28 @@ class TestOwnership:
         assert list(fake.present) == ["mine"]
 
 
-def test_boxes_have_uids_of_their_own_in_turn_and_nothing_else_of_the_policy_is_changed() -> None:
+def users(policy: Policy, number: int, boxes: ExitStack) -> list[str]:
+    return [boxes.enter_context(containers.own_user(policy)).sandbox.user for _ in range(number)]
+
+
+def test_boxes_have_uids_of_their_own_and_nothing_else_of_the_policy_is_changed() -> None:
     policy = Policy().override(["sandbox.uids=3", "sandbox.user='70000:70001'"])
-    found = [containers.with_own_user(policy) for _ in range(6)]
-    users = [one.sandbox.user for one in found]
-    assert sorted(users[:3]) == ["70000:70001", "70001:70001", "70002:70001"]
-    assert users[3:] == users[:3]
-    assert [one.override([f"sandbox.user='{policy.sandbox.user}'"]) for one in found] == [policy] * 6
+    with ExitStack() as boxes:
+        assert sorted(users(policy, 3, boxes)) == ["70000:70001", "70001:70001", "70002:70001"]
+    with containers.own_user(policy) as its:
+        assert its.override([f"sandbox.user='{policy.sandbox.user}'"]) == policy
+
+
+def test_a_uid_is_passed_over_while_a_box_has_it_however_many_came_since() -> None:
+    policy = Policy().override(["sandbox.uids=3", "sandbox.user='70000:70001'"])
+    with containers.own_user(policy) as long:
+        for _ in range(6):
+            with containers.own_user(policy) as short:
+                assert short.sandbox.user != long.sandbox.user
+
+
+def test_more_boxes_than_uids_share_them() -> None:
+    policy = Policy().override(["sandbox.uids=2", "sandbox.user='70000:70001'"])
+    with ExitStack() as boxes:
+        assert set(users(policy, 5, boxes)) == {"70000:70001", "70001:70001"}
+    assert not containers._taken

@@ -139,6 +139,18 @@ class TestArchives:
         with pytest.raises(ContextError, match="unpacks to more than the policy allows"):
             load_context(tmp_path / "bomb", 1, unpack=True)
 
+    def test_a_tar_whose_headers_are_the_bomb_ends_at_the_limit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(archive, "HEADERS", 1 << 20)
+        with tarfile.open(tmp_path / "bomb", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+            for number in range(8):
+                member = tarfile.TarInfo(str(number))
+                member.pax_headers = {"comment": "x" * (1 << 20)}
+                tar.addfile(member)
+        with pytest.raises(ContextError, match="its headers alone are large"):
+            load_context(tmp_path / "bomb", 1, unpack=True)
+
     def test_a_zip_that_lies_of_its_sizes_or_holds_too_many_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

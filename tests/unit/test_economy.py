@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 
 import anyio
@@ -226,6 +227,34 @@ async def test_other_limits_are_another_question_and_a_batch_gives_back_what_it_
     assert [event.memo_of for event in journal.of(SubcallFinished)] == [None, 1, 1, 1, None]
 
 
+async def test_a_repetition_that_is_given_up_while_it_waits_gives_back_what_it_held() -> None:
+    model = FakeModel(default=ModelReply(CODE))
+    complete = model.complete
+
+    async def stuck(request: ModelRequest) -> ModelReply:
+        if request.purpose != "root":
+            await anyio.sleep_forever()
+        return await complete(request)
+
+    model.complete = stuck  # type: ignore[method-assign]
+
+    async def batch(box: FakeBox) -> None:
+        await box.call("batch_open", n=2, characters=2, max_tokens=16)
+        async with anyio.create_task_group() as both:
+            for _ in range(2):
+                both.start_soon(partial(box.call, "llm_query", "a", batch="b1"))
+                await anyio.wait_all_tasks_blocked()
+            both.cancel_scope.cancel()
+        # The root model's turn and its last one take two calls; one left, and nobody knows whether it is billed.
+        await box.call("batch_open", n=7, characters=7, max_tokens=16)
+        with pytest.raises(RpcRefusal, match="calls"):
+            await box.call("llm_query", "b")
+        await box.call("final", "x")
+
+    result, _ = await run(model, batch, settings=("models.memo=true", "budget.calls=10"))
+    assert (result.answer, result.usage["calls"]) == ("x", 2)
+
+
 # Prices -------------------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +292,15 @@ async def test_a_batch_of_calls_above_the_cap_is_refused_whole() -> None:
 async def test_the_cap_of_another_model_does_not_bind() -> None:
     settings = ('models.price_caps={"anthropic:claude-sonnet-5-5"=0.000001}',)
     assert (await run(priced(), asks("a"), settings=settings))[0].answer == "answer 1"
+
+
+@pytest.mark.parametrize("cap", ["claude-opus-5-5", "anthropic:claude-opus-5-5-20260901", "claude-opus-5-5-20260901"])
+async def test_a_cap_binds_a_model_whose_name_ends_in_a_date_as_its_price_does(cap: str) -> None:
+    model = priced()
+    model.name = "claude-opus-5-5-20260901"
+    settings = (f'models.price_caps={{"{cap}"=0.022}}',)
+    result, _ = await run(model, asks("a", max_tokens=2000), settings=settings)
+    assert (result.answer, len(model.requests)) == ("price_cap 0.022", 1)
 
 
 async def test_a_cap_on_a_model_without_a_price_is_told_before_anything_is_sent() -> None:

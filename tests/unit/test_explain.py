@@ -76,6 +76,13 @@ def test_what_just_fits_is_not(settings: list[str]) -> None:
         ("models.in_flight=17", "looser"),
         ("models.max_tokens=100", "tighter"),
         ("models.direct_below_chars=100", "other"),
+        ("models.provider_in_flight=129", "looser"),
+        ("models.requests_per_minute=60", "tighter"),
+        ("models.tokens_per_minute=60", "tighter"),
+        ("models.request_timeout_s=601", "looser"),
+        ("models.price_caps={a=0.1}", "tighter"),
+        ("models.memo=true", "other"),
+        ("sandbox.uids=1", "looser"),
     ],
 )
 def test_each_difference_has_a_direction(setting: str, direction: str) -> None:
@@ -84,6 +91,15 @@ def test_each_difference_has_a_direction(setting: str, direction: str) -> None:
     (back,) = explain.compare(Policy(), Policy().override([setting]))
     assert back.direction == {"tighter": "looser", "looser": "tighter", "other": "other"}[direction]
     assert (back.value, back.other) == (difference.other, difference.value)
+
+
+@pytest.mark.parametrize(
+    ("mine", "its", "direction"),
+    [("a=0.1", "a=0.2", "tighter"), ("a=0.2, b=0.1", "a=0.2", "tighter"), ("a=0.1", "b=0.1", "other")],
+)
+def test_caps_are_compared_model_by_model(mine: str, its: str, direction: str) -> None:
+    one, two = (Policy().override([f"models.price_caps={{{caps}}}"]) for caps in (mine, its))
+    assert [item.direction for item in explain.compare(one, two)] == [direction]
 
 
 def test_sets_of_models_that_do_not_contain_one_another_are_just_others() -> None:

@@ -462,11 +462,28 @@ class TestRoom:
         assert caught.value.reason == "invalid_params"
         assert host.calls == []
 
-    @pytest.mark.parametrize("number", [float("nan"), object()], ids=["nan", "an object"])
-    def test_a_parameter_no_json_can_carry_fails_where_it_was_given(self, api: GuestApi, number: Any) -> None:
-        with pytest.raises((TypeError, ValueError)):
-            api.llm_query("x", max_tokens=number)
+    @pytest.mark.parametrize(
+        "number",
+        [float("nan"), object(), 10**30, -(10**30), 10**5000, [[[]] * 10_000]],
+        ids=["nan", "an object", "large", "small", "endless", "many"],
+    )
+    def test_a_parameter_the_wire_does_not_carry_is_refused_in_the_box(
+        self, host: FakeHost, api: GuestApi, number: Any
+    ) -> None:
+        for ask in (api.llm_query, lambda text, **options: api.llm_query_batched([text], **options)):
+            with pytest.raises(QueryRefused) as caught:
+                ask("x", max_tokens=number)
+            assert caught.value.reason == "invalid_params"
+        assert host.calls == []
         assert api.llm_query("next") == "next"
+
+    def test_more_documents_than_the_wire_takes_values_are_refused_in_the_box(
+        self, host: FakeHost, api: GuestApi
+    ) -> None:
+        with pytest.raises(QueryRefused, match="join documents") as caught:
+            api.rlm_query("why", ["x"] * (wire.MAX_VALUES + 1))
+        assert caught.value.reason == "invalid_params"
+        assert host.calls == []
 
 
 class TestAwaiting:

@@ -4,6 +4,7 @@ import re
 import stat
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -270,6 +271,16 @@ def test_build_keeps_images_of_other_sources_and_removes_the_oldest_of_many_but_
         built.append(image.build(engine, report=report.append).id)
         engine.in_use.add(built[0])
     assert [name in engine.held for name in built] == [True, False, *[True] * (image.KEPT + 1)]
+
+
+def test_build_removes_no_image_that_was_built_today(program: Callable[[str, str], Path], report: list[str]) -> None:
+    engine, now = ImagesOnly(), time.time()
+    for number in range(image.KEPT + 2):
+        name = engine.hold(f"other{number}:1", **{image.CONTENT_LABEL: str(number)})
+        engine.held[name] = ImageInfo(name, engine.held[name].labels, now - (number == 0) * 2 * image.YOUNG_S)
+    image.build(engine, report=report.append)
+    left = {info.labels[image.CONTENT_LABEL] for info in engine.images(image.CONTENT_LABEL)}
+    assert left == {image.content_hash(), *map(str, range(1, image.KEPT + 2))}
 
 
 def test_build_context_holds_only_what_the_image_needs(
