@@ -264,15 +264,20 @@ class _Run:
         elif child in self._above | {self.id} or len(self._above) > _MOST_LEVELS:
             self._problem(f"child run {child} is its own ancestor, or nested too deep", None)
         elif not path.exists():
-            told = finished.fields if finished is not None else {}
-            if (told.get("status"), told.get("reason")) != _NEVER_BEGAN:
+            if not self._may_be_missing(finished):
                 self._problem(f"the journal of child run {child} is missing", None)
         else:
             run = _Run(path, self._report, self._above | {self.id})
             run.check()
             self._compare(run, child, finished)
             return
-        self.readable &= finished is not None and finished.fields.get("reason") == _NEVER_BEGAN[1]
+        self.readable &= finished is not None and self._may_be_missing(finished)
+
+    def _may_be_missing(self, finished: Record | None) -> bool:
+        """Tell whether a child run may have left no journal: it, or its parent, ended before there was one."""
+        if finished is None:
+            return self._resumed or self.end is None
+        return (finished.fields.get("status"), finished.fields.get("reason")) == _NEVER_BEGAN
 
     def _compare(self, run: _Run, child: str, finished: Record | None) -> None:
         if run.readable and (run.id, run.parent, run.depth) != (child, self.id, self.depth + 1) and run.depth:

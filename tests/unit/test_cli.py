@@ -279,7 +279,7 @@ def test_run_with_json_prints_the_result_and_nothing_else(cli: Run, runs: FakeRu
     code, out, _ = cli("run", "-q", "What?", text, "--json")
     assert code == 0
     assert json.loads(out) == runs.outcome.to_dict()  # type: ignore[union-attr]
-    assert list(json.loads(out)) == ["status", "answer", "reason", "usage", "journal", "turns", "run"]
+    assert list(json.loads(out)) == ["status", "answer", "reason", "usage", "journal", "journal_head", "turns", "run"]
 
 
 @pytest.mark.parametrize(
