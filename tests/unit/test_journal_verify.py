@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.errors import ConfigurationError, JournalError, ModelRequestError, ModelUnavailableError
+from orchestrator.errors import ConfigurationError, JournalError, ModelRequestError, ModelUnavailableError, ResumeError
+from orchestrator.events import Event, RunStarted
 from orchestrator.models.base import ModelReply, Usage
 from orchestrator.policy import Policy
 from orchestrator.rlm.api import RLM
@@ -403,6 +404,23 @@ def test_a_redacted_run_does_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="is redacted: what was said in its run is not there to go on with"):
         JournalWriter.append(path)
     assert path.read_bytes() == before
+
+
+def test_it_is_not_resumed_and_nothing_is_resumed_into_one(tmp_path: Path) -> None:
+    path = journal_of(run(tmp_path, redact=True))
+    with pytest.raises(ResumeError, match=r"is redacted: what was said in its run is not there to go on with"):
+        RLM(FakeModel(), policy=Policy()).resume(path, "the context")
+    with pytest.raises(ConfigurationError, match="redact is chosen when a run begins"):
+        RLM(FakeModel(), policy=Policy(), journal=tmp_path, redact=True).resume(path, "the context")
+
+
+def test_who_listens_to_the_events_still_hears_the_texts(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    boxes = FakeBoxes([[finals("42")]])
+    model = FakeModel(default=CODE)
+    rlm = RLM(model, None, Policy(), tmp_path, lambda it: heard.append(it.event), redact=True, open_box=boxes.open)
+    rlm.complete("text", "What is it?")
+    assert [event.query for event in heard if isinstance(event, RunStarted)] == ["What is it?"]
 
 
 def test_to_redact_without_a_journal_is_refused() -> None:
