@@ -385,6 +385,7 @@ def _as_it_ended(run: Run, past: Tape, ended: dict[str, Any]) -> Result:
         turns=ended["turns"],
         error=error,
         run=run.id,
+        journal_head=past.head,
     )
 
 

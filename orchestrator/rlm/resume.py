@@ -99,4 +99,5 @@ def result_of(tape: Tape) -> Result:
         journal=tape.path,
         turns=ended["turns"],
         run=tape.run,
+        journal_head=tape.head,
     )
