@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli import resume
+from orchestrator.cli import resume, verify
 from orchestrator.cli.common import (
     EXIT_OK,
     Parser,
@@ -49,6 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_json(show, "the run's records")
     show.set_defaults(handler=handle_show)
     resume.add_parser(verbs)
+    verify.add_parser(verbs)
     page = verbs.add_parser(
         "html",
         help="write a run as one HTML file",

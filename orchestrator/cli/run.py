@@ -59,6 +59,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_unpack(parser)
     add_policy(parser)
     add_journal(parser)
+    parser.add_argument(
+        "--redact", action="store_true", help="write lengths and hashes in the place of texts into the journal"
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress, only errors")
     add_json(parser, "the result")
     parser.more_help = _offline_help
@@ -104,7 +107,7 @@ def handle(args: argparse.Namespace) -> int:
     async def start(rlm: RLM, stop: anyio.Event) -> Result:
         return await rlm.acomplete(loaded.context, query, stop=stop, origin=origin)
 
-    result, interrupted = carry_out(args, policy, journal, start)
+    result, interrupted = carry_out(args, policy, journal, start, redact=args.redact)
     return report(args, result, policy, interrupted=interrupted)
 
 
@@ -129,6 +132,8 @@ def carry_out(
     policy: Policy,
     journal: Path | None,
     start: Callable[[RLM, anyio.Event], Awaitable[Result]],
+    *,
+    redact: bool = False,
 ) -> tuple[Result, bool]:
     """Carry out a run under the eyes of whoever sits at the terminal.
 
@@ -137,6 +142,7 @@ def carry_out(
         policy: of the run.
         journal: folder of its journal, or None where that is known otherwise.
         start: begins it; given what sets its end when somebody asks for that.
+        redact: as of :class:`~orchestrator.rlm.api.RLM`.
 
     Returns:
         The result, and whether somebody asked for its end.
@@ -148,7 +154,14 @@ def carry_out(
 
     progress = None if args.quiet else Progress.on(sys.stderr, PriceTable.load())
     told = _told(progress, _traced())
-    rlm = RLM(model=args.model, sub_model=args.sub_model, policy=policy, journal=journal, on_event=told)
+    rlm = RLM(
+        model=args.model,
+        sub_model=args.sub_model,
+        policy=policy,
+        journal=journal,
+        on_event=told,
+        redact=redact,
+    )
     results: list[Result] = []
 
     async def work(stop: anyio.Event) -> None:
@@ -215,6 +228,8 @@ def report(args: argparse.Namespace, result: Result, policy: Policy, *, interrup
         for line in usage.table(result.usage):
             note(line)
         note(f"journal: {result.journal}")
+        if result.journal_head:
+            note(f"journal head: {result.journal_head}")
     return code
 
 

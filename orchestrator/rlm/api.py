@@ -60,10 +60,12 @@ class RLM:
         journal: folder for the journals, one file a run; None keeps none.
         on_event: called with every event of the run and its children, in order, on the run's thread. An exception it
             raises ends the run.
+        redact: the journals hold lengths and hashes in the place of prompts, answers, code, output and the question;
+            such a run cannot be resumed.
         open_box: opens the sandbox of each run.
 
     Raises:
-        ConfigurationError: ``model`` or ``sub_model`` is neither a spec nor a Model.
+        ConfigurationError: ``model`` or ``sub_model`` is neither a spec nor a Model, or ``redact`` has no journal.
         PolicyError: the policy does not load.
     """
 
@@ -75,13 +77,17 @@ class RLM:
         journal: str | Path | None = None,
         on_event: Sink | None = None,
         *,
+        redact: bool = False,
         open_box: OpenBox = open_sandbox,
     ) -> None:
+        if redact and journal is None:
+            raise ConfigurationError("redact is about the journal, and there is none: name its folder with journal=")
         self.policy = policy if isinstance(policy, Policy) else Policy.load(policy or "default")
         self._model = _model("model", model) or self.policy.models.root or None
         self._sub_model = _model("sub_model", sub_model) or self.policy.models.sub or None
         self._journal = None if journal is None else Path(journal)
         self._on_event = on_event
+        self._redact = redact
         self._open_box = open_box
         self._circuits = Circuits()
 
@@ -157,7 +163,7 @@ class RLM:
     ) -> Result:
         context, query = check(context), _checked(query)
         origin = {"model": _spec(self._model), "sub_model": _spec(self._sub_model), **(origin or {})}
-        async with self._tree(self.policy, self._journal, sink) as tree:
+        async with self._tree(self.policy, self._journal, sink, redact=self._redact) as tree:
             scope = Scope.root(self.policy.budget)
             run = Run(tree, scope, self.policy, context, query, new_run_id(), origin=origin)
             return await run.complete(stop)
@@ -202,6 +208,8 @@ class RLM:
         """
         if on_divergence not in get_args(OnDivergence):
             raise ConfigurationError(f"on_divergence={on_divergence!r}: give 'stop' or 'live'")
+        if self._redact:
+            raise ConfigurationError("redact is chosen when a run begins: it cannot be resumed into a redacted journal")
         context = check(context)
         run = await to_thread.run_sync(Resumable.of, Path(journal), settings)
         if answered(run.tape):
@@ -214,7 +222,9 @@ class RLM:
             return await Run(tree, scope, policy, context, run.query, run.tape.run, past=past).complete(stop)
 
     @asynccontextmanager
-    async def _tree(self, policy: Policy, journal: Path | None, sink: Sink | None) -> AsyncIterator[Tree]:
+    async def _tree(
+        self, policy: Policy, journal: Path | None, sink: Sink | None, *, redact: bool = False
+    ) -> AsyncIterator[Tree]:
         prices = PriceTable.load()
         _check_caps(policy, prices)
         async with _Models.opened() as models:
@@ -231,7 +241,7 @@ class RLM:
                 lane=Lane(Limits.of(policy.models)),
                 complete=partial(retry.complete, circuits=self._circuits),
             )
-            yield Tree(root, backing, journal, sink)
+            yield Tree(root, backing, journal, sink, redact)
 
 
 class _Models:

@@ -71,12 +71,14 @@ class Tree:
         backing: answers every box.
         journal: folder of the journals, one a run; None keeps none.
         sink: hears the events of every run.
+        redact: the journals hold lengths and hashes in the place of texts.
     """
 
     root_model: Model
     backing: Backing
     journal: Path | None = None
     sink: Sink | None = None
+    redact: bool = False
 
 
 @dataclass(slots=True)
@@ -106,7 +108,7 @@ class Run:
     places: Places = field(default_factory=lambda: Places(0, 0))
     past: Resuming | None = None
     origin: dict[str, Any] = field(default_factory=dict)
-    _journal: Path | None = None
+    _journal: JournalWriter | None = None
     _conversation: Conversation | None = None
     _loop: Loop | None = None
 
@@ -137,10 +139,11 @@ class Run:
             answer=outcome.answer,
             reason=outcome.reason,
             usage=self.scope.usage(),
-            journal=self._journal,
+            journal=None if self._journal is None else self._journal.path,
             turns=self._turns,
             error=outcome.error,
             run=self.id,
+            journal_head="" if self._journal is None else self._journal.head,
         )
 
     async def _outcome(self, recorder: Recorder, info: ContextInfo, stop: anyio.Event | None, began: float) -> Outcome:
@@ -245,11 +248,11 @@ class Run:
             yield Recorder(self.id, self.parent, sinks)
             return
         if self.past is None:
-            writer = JournalWriter.create(self.tree.journal, self.id, self.scope.recorded)
+            writer = JournalWriter.create(self.tree.journal, self.id, self.scope.recorded, redact=self.tree.redact)
         else:
             writer = await to_thread.run_sync(JournalWriter.append, self.past.tape.path, self.scope.recorded)
             self.scope.recorded(writer.size)
-        self._journal = writer.path
+        self._journal = writer
         try:
             if self.past is not None and writer.next_seq != self.past.tape.next_seq:
                 raise ResumeError(f"somebody else went on with the run meanwhile: {writer.path}")
@@ -382,6 +385,7 @@ def _as_it_ended(run: Run, past: Tape, ended: dict[str, Any]) -> Result:
         turns=ended["turns"],
         error=error,
         run=run.id,
+        journal_head=past.head,
     )
 
 

@@ -61,6 +61,8 @@ class Result:
         turns: replies of the root model.
         error: what made it fail, if it did.
         run: id of the run.
+        journal_head: the last value of its journal's hash chain; kept elsewhere it shows whether the journal is still
+            the same (``journal verify --head``). Empty without a journal.
     """
 
     status: Status
@@ -71,6 +73,7 @@ class Result:
     turns: int
     error: RlmSandboxError | None = None
     run: str = ""
+    journal_head: str = ""
 
     def __repr__(self) -> str:
         """Return the fields as any dataclass has them, but of a long answer the ends."""
@@ -89,6 +92,7 @@ class Result:
             "reason": self.reason,
             "usage": self.usage,
             "journal": None if self.journal is None else str(self.journal),
+            "journal_head": self.journal_head or None,
             "turns": self.turns,
             "run": self.run,
         }

@@ -14,6 +14,7 @@ from orchestrator.context import Context, describe
 from orchestrator.errors import ConfigurationError, PolicyError, ResumeError
 from orchestrator.policy import Policy
 from orchestrator.rlm.result import Result
+from orchestrator.trajectory.journal import REDACTED
 from orchestrator.trajectory.tape import Tape
 
 
@@ -48,13 +49,15 @@ class Resumable:
 
         Raises:
             JournalError: it cannot be read, or is damaged.
-            ResumeError: it is a child's, whose parent is to be resumed.
+            ResumeError: it is redacted; or it is a child's, whose parent is to be resumed.
             PolicyError: a setting is wrong.
             ConfigurationError: the run has had its wall time, and it was not raised.
         """
         tape = Tape.of(path)
         if tape.parent is not None:
             raise ResumeError(f"{path} is the journal of a child run: resume its parent, {tape.parent}")
+        if tape.started.get(REDACTED) is True:
+            raise ResumeError(f"{path} is redacted: what was said in its run is not there to go on with")
         try:
             policy = Policy.from_data(tape.started["policy"], source=str(path)).override(list(settings))
         except PolicyError as error:
@@ -96,4 +99,5 @@ def result_of(tape: Tape) -> Result:
         journal=tape.path,
         turns=ended["turns"],
         run=tape.run,
+        journal_head=tape.head,
     )

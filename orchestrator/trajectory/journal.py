@@ -23,9 +23,10 @@ from orchestrator.errors import JournalError
 from orchestrator.events import SCHEMA_VERSION, Envelope
 from orchestrator.text import json_string, json_text
 from orchestrator.trajectory.chain import Chain
-from orchestrator.trajectory.reading import Reader, Record, digest, read
+from orchestrator.trajectory.reading import REDACTED, Reader, Record, digest, is_redacted, read
+from orchestrator.trajectory.redact import redacted
 
-__all__ = ["INLINE_CHARS", "SUFFIX", "JournalWriter", "Record", "read"]
+__all__ = ["INLINE_CHARS", "REDACTED", "RUN_ID", "SUFFIX", "JournalWriter", "Record", "is_redacted", "read"]
 
 # A reference and the frame of a blob line cost about 200 bytes together: below this, hashing would make files larger.
 INLINE_CHARS = 1024
@@ -34,7 +35,7 @@ SUFFIX = ".jsonl"
 # Characters, and about as many bytes, that are prepared at a time.
 _PIECE = 1 << 18
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # JSON cannot tell two lone surrogates, high then low, from the one character they would encode.
 _FALSE_PAIR = re.compile("(?<=[\ud800-\udbff])(?=[\udc00-\udfff])")
 _SECRETS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_API_KEY")
@@ -50,6 +51,7 @@ class _End:
     next_seq: int = 0
     chain: Chain = field(default_factory=Chain)
     stored: set[bytes] = field(default_factory=set)
+    redact: bool = False
 
 
 class JournalWriter:
@@ -77,6 +79,7 @@ class JournalWriter:
         self.size = at.size
         self._chain = at.chain
         self._stored = at.stored
+        self._redact = at.redact
         self._wrote = wrote
         self._descriptor = descriptor
         self._secrets = _secrets(os.environ)
@@ -88,18 +91,21 @@ class JournalWriter:
         return self._chain.head
 
     @classmethod
-    def create(cls, directory: Path, run: str, wrote: Callable[[int], None] = lambda _: None) -> JournalWriter:
+    def create(
+        cls, directory: Path, run: str, wrote: Callable[[int], None] = lambda _: None, *, redact: bool = False
+    ) -> JournalWriter:
         """Make the journal of ``run``, readable by its owner only, in ``directory``, which is made when missing.
 
         Args:
             directory: where.
             run: id of the run.
             wrote: told after each event how many bytes it took.
+            redact: write no texts, but their lengths and hashes (:mod:`orchestrator.trajectory.redact`).
 
         Raises:
             JournalError: the id is not fit for a file name, the journal exists, or it cannot be made.
         """
-        if not _RUN_ID.fullmatch(run):
+        if not RUN_ID.fullmatch(run):
             raise JournalError(f"run id {run!r} is not 1 to 128 letters, digits, dots, dashes or underscores")
         path = directory / f"{run}{SUFFIX}"
         try:
@@ -109,7 +115,7 @@ class JournalWriter:
         except OSError as error:
             raise JournalError(f"cannot create the journal {path}: {error.strerror}") from error
         with _owned(path, descriptor):
-            return cls(path, descriptor, _End(), wrote)
+            return cls(path, descriptor, _End(redact=redact), wrote)
 
     @classmethod
     def append(cls, path: Path, wrote: Callable[[int], None] = lambda _: None) -> JournalWriter:
@@ -123,8 +129,8 @@ class JournalWriter:
             wrote: told after each new event how many bytes it took.
 
         Raises:
-            JournalError: somebody else is writing it; or it cannot be opened, holds no event, is damaged, or was
-                changed. It is left as it was.
+            JournalError: somebody else is writing it; or it cannot be opened, holds no event, is damaged, was
+                changed, or is redacted. It is left as it was.
         """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
@@ -155,7 +161,10 @@ class JournalWriter:
             "kind": event.kind,
         }
         for each in fields(event):
-            line[each.name] = encoder.value(getattr(event, each.name))
+            value = getattr(event, each.name)
+            line[each.name] = encoder.value(redacted(event.kind, each.name, value) if self._redact else value)
+        if self._redact and not self.size:
+            line[REDACTED] = True
         blobs = (piece for reference, text in encoder.blobs for piece in _blob_line(reference, text))
         self._write(itertools.chain(blobs, (json_text(line)[:-1],)))
         self.next_seq = envelope.seq + 1
@@ -189,7 +198,7 @@ class JournalWriter:
         self.close()
 
     def _write(self, pieces: Iterator[str]) -> None:
-        size = 0
+        size, head = 0, self._chain.head
         try:
             for data in _sealed(_buffered(pieces), self._chain):
                 rest = memoryview(data)
@@ -197,6 +206,7 @@ class JournalWriter:
                     rest = rest[os.write(self._descriptor, rest) :]
                 size += len(data)
         except OSError as error:
+            self._chain = Chain(head)
             self._fail(error)
         self.size += size
         self._wrote(size)
@@ -238,7 +248,12 @@ def _end(path: Path, descriptor: int) -> _End:
                 continue
             if not chain.check(line.raw):
                 raise JournalError(f"{path}, line {line.number} or one before it was changed since it was written")
-            end.next_seq = reader.record(line).seq + 1
+            record = reader.record(line)
+            if not end.size and record.fields.get(REDACTED) is True:
+                raise JournalError(
+                    f"the journal {path} is redacted: what was said in its run is not there to go on with"
+                )
+            end.next_seq = record.seq + 1
             end.size = line.offset + len(line.raw)
             end.chain = chain.copy()
             end.stored |= waiting

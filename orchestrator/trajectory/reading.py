@@ -14,6 +14,9 @@ from orchestrator.errors import JournalError
 from orchestrator.events import SCHEMA_VERSION
 from orchestrator.trajectory.chain import sealed
 
+# In the first event of a journal that is redacted, and only there.
+REDACTED = "redacted"
+
 _BEGINNING = b'{"v":'
 # Characters that are hashed at a time.
 _PIECE = 1 << 18
@@ -67,6 +70,16 @@ def read(path: str | Path) -> Iterator[Record]:
         raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
 
 
+def is_redacted(path: str | Path) -> bool:
+    """Tell whether a journal holds lengths and hashes in the place of texts.
+
+    Raises:
+        JournalError: as :func:`read`, of its beginning.
+    """
+    first = next(read(path), None)
+    return first is not None and first.fields.get(REDACTED) is True
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A whole line of a journal.
@@ -92,13 +105,16 @@ class Reader:
     Args:
         path: the file's, for messages.
         file: it, at its beginning.
+
+    Attributes:
+        number: of the line that was read last, from 1; 0 before the first.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         """Nothing is read yet."""
         self._path = path
         self._file = file
-        self._number = 0
+        self.number = 0
         self._places: dict[str, tuple[int, int]] = {}
         # Most references follow their blob at once; older ones are read again from the file instead of being kept.
         self._fresh: dict[str, str] = {}
@@ -117,10 +133,10 @@ class Reader:
         """
         offset = 0
         for raw in self._file:
-            self._number += 1
+            self.number += 1
             if not raw.endswith(b"\n"):
                 # A first line cut short is still the beginning of one; anything else was never a journal.
-                if self._number == 1 and raw[: len(_BEGINNING)] != _BEGINNING[: len(raw)]:
+                if self.number == 1 and raw[: len(_BEGINNING)] != _BEGINNING[: len(raw)]:
                     self._damaged("is not a line of a journal")
                 return
             data, reference = self._parse(raw), ""
@@ -129,7 +145,7 @@ class Reader:
                 self._places[reference] = (offset, len(raw))
                 self._fresh[reference] = text
                 data = {}
-            yield Line(self._number, offset, raw, reference, data)
+            yield Line(self.number, offset, raw, reference, data)
             offset += len(raw)
 
     def record(self, line: Line) -> Record:
@@ -217,7 +233,7 @@ class Reader:
         return self._blob(self._parse(os.pread(self._file.fileno(), length, offset)))[1]
 
     def _damaged(self, what: str, cause: BaseException | None = None) -> NoReturn:
-        raise JournalError(f"{self._path}, line {self._number} {what}") from cause
+        raise JournalError(f"{self._path}, line {self.number} {what}") from cause
 
 
 def _fits_head(head: dict[str, Any]) -> bool:

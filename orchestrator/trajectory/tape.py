@@ -104,6 +104,7 @@ class Tape:
         after: seq of the last record that the course of the run follows; what stands behind it (the end of a run at a
             limit, and the notice before it) was paid for and does not count otherwise.
         next_seq: seq of the next record.
+        head: value of the journal's hash chain behind the last record; empty without one.
         elapsed_s: seconds the run had taken, over all its parts.
         unplayed: what was paid for and is not played back: calls that were cut off, attempts that failed, last turns.
         last_call: the highest number of a sub-call.
@@ -121,6 +122,7 @@ class Tape:
     children: list[TapedChild] = field(default_factory=list)
     after: int = -1
     next_seq: int = 0
+    head: str = ""
     elapsed_s: float = 0.0
     unplayed: Bill = field(default_factory=Bill)
     last_call: int = 0
@@ -179,7 +181,7 @@ class Tape:
         limited = False
         for record in records:
             self.run, self.parent = record.run, record.parent
-            self.next_seq = record.seq + 1
+            self.next_seq, self.head = record.seq + 1, record.chain
             self.elapsed_s = max(self.elapsed_s, record.elapsed_s)
             if record.kind == "resumed":
                 # What a limit had put behind the course is paid for, and gone from it.

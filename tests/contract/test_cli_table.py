@@ -18,7 +18,8 @@ CLI_MD = Path(common.__file__).parent / "CLI.md"
 
 # The commands of the design; a change here is a change of the interface.
 COMMANDS = {
-    "run": "[FILE…] -q --query --query-file --unpack --model --sub-model --policy --set --journal --quiet --json",
+    "run": "[FILE…] -q --query --query-file --unpack --model --sub-model --policy --set --journal --redact --quiet "
+    "--json",
     "exec": "[FILE] --context --unpack --policy --set --timeout --json",
     "doctor": "--policy --set --json",
     "image build": "--force --json",
@@ -27,6 +28,7 @@ COMMANDS = {
     "journal resume": "FILE|RUN [FILE…] --on-divergence --model --sub-model --unpack --set --journal --quiet --json",
     "journal show": "FILE|RUN --journal --turn --calls --full --summary --json",
     "journal html": "FILE|RUN -o --output --journal --json",
+    "journal verify": "FILE|RUN --head --journal --json",
     "journal list": "--journal --json",
     "kernel install": "--policy --name --prefix --sys-prefix --plain --json",
     "clean": "--json",

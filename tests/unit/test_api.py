@@ -172,6 +172,7 @@ def test_the_journal_of_a_run_is_named_in_its_result(tmp_path: Path) -> None:
         "reason": "",
         "usage": result.usage,
         "journal": str(result.journal),
+        "journal_head": result.journal_head,
         "turns": 1,
         "run": result.run,
     }

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -256,6 +256,7 @@ def test_run_prints_the_answer_on_stdout_and_all_else_on_stderr(
     assert "journal: /journals/r1.jsonl" in err
     assert runs.asked == [("some text", "What?")]
     assert runs.made[0]["journal"] == state
+    assert runs.made[0]["redact"] is False
     assert runs.made[0]["policy"] == Policy.load()
     assert (runs.made[0]["model"], runs.made[0]["sub_model"]) == (None, None)
 
@@ -275,11 +276,22 @@ def test_run_hands_on_what_the_options_say(cli: Run, runs: FakeRuns, text: str, 
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+def test_run_tells_the_head_of_the_journal_to_be_kept_elsewhere(cli: Run, runs: FakeRuns, text: str) -> None:
+    runs.outcome = replace(result(), journal_head="0f" * 32)
+    _, _, err = cli("run", text, "-q", "What?")
+    assert err.endswith(f"journal: /journals/r1.jsonl\njournal head: {'0f' * 32}\n")
+
+
+def test_run_redacts_its_journal_on_request(cli: Run, runs: FakeRuns, text: str) -> None:
+    assert cli("run", text, "-q", "What?", "--redact")[0] == 0
+    assert runs.made[0]["redact"] is True
+
+
 def test_run_with_json_prints_the_result_and_nothing_else(cli: Run, runs: FakeRuns, text: str) -> None:
     code, out, _ = cli("run", "-q", "What?", text, "--json")
     assert code == 0
     assert json.loads(out) == runs.outcome.to_dict()  # type: ignore[union-attr]
-    assert list(json.loads(out)) == ["status", "answer", "reason", "usage", "journal", "turns", "run"]
+    assert list(json.loads(out)) == ["status", "answer", "reason", "usage", "journal", "journal_head", "turns", "run"]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_refused_key_is_exit_code_5_and_one_line_that_names_the_variable(ask: 
 def test_at_the_end_a_table_on_stderr_says_what_each_model_took(ask: Ask) -> None:
     code, out, err = ask(Reply("an answer", input_tokens=1500, output_tokens=20))
     assert (code, out) == (0, "an answer\n")
-    head, row = err.splitlines()[-3:-1]
+    head, row = err.splitlines()[-4:-2]
     assert head.split() == ["depth", "model", "calls", "input", "cached", "output", "cost"]
     assert row.split() == ["0", "claude-haiku-5-5", "1", "1.5k", "20", "$0.0002"]
 
