@@ -23,6 +23,7 @@ from orchestrator.cli.common import (
     out_json,
     out_json_array,
 )
+from orchestrator.cli.runs import find, journals
 from orchestrator.errors import ConfigurationError, JournalError
 
 _WIDTH = 120  # where no terminal sets one
@@ -173,7 +174,7 @@ def handle_list(args: argparse.Namespace) -> int:
     if args.journal is not None and not directory.is_dir():
         raise ConfigurationError(f"no such folder: {directory}")
     runs = []
-    for path in _journals(directory):
+    for path in journals(directory):
         try:
             runs.append(summarize(path))
         except JournalError as error:
@@ -195,12 +196,6 @@ def _width() -> int:
     return shutil.get_terminal_size((_WIDTH, 24)).columns if is_terminal(sys.stdout) else _WIDTH
 
 
-def _journals(directory: Path) -> list[Path]:
-    from orchestrator.trajectory.journal import SUFFIX
-
-    return sorted(directory.glob(f"*{SUFFIX}")) if directory.is_dir() else []
-
-
 def _check_beginning(path: Path) -> None:
     from orchestrator.trajectory.journal import read
 
@@ -212,27 +207,3 @@ def _check_beginning(path: Path) -> None:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
     except JournalError as error:
         raise ConfigurationError(f"not a journal: {error}") from error
-
-
-def find(name: str, directory: Path) -> Path:
-    """Return the journal that ``name`` is the path of, or the one in ``directory`` whose run id begins with it.
-
-    Raises:
-        ConfigurationError: there is none, or more than one.
-    """
-    if not name:
-        raise ConfigurationError("the run is empty: give a file, or a run's id or its beginning")
-    if Path(name).is_file():
-        return Path(name)
-    starting = [path for path in _journals(directory) if path.stem.startswith(name)]
-    # The id of a child run begins with its parent's: what is asked for is the parent.
-    ids = [f"{path.stem}." for path in starting]
-    starting = [path for path in starting if not any(path.stem.startswith(parent) for parent in ids)]
-    found = [path for path in starting if path.stem == name] or starting
-    if not found:
-        raise ConfigurationError(
-            f"no journal {name!r}: it is neither a file nor a run in {directory} (see rlm-sandbox journal list)"
-        )
-    if len(found) > 1:
-        raise ConfigurationError(f"{len(found)} runs in {directory} begin with {name!r}: give more of the id")
-    return found[0]

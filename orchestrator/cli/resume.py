@@ -53,7 +53,7 @@ def handle(args: argparse.Namespace) -> int:
         RlmSandboxError: a part failed before there was a result.
     """
     from orchestrator.cli.inputs import load_context
-    from orchestrator.cli.journal import find
+    from orchestrator.cli.runs import find
     from orchestrator.rlm.resume import Resumable, answered, result_of
 
     path = find(args.run, args.journal or journal_directory())

@@ -44,7 +44,7 @@ def handle(args: argparse.Namespace) -> int:
     Raises:
         ConfigurationError: there is no such run.
     """
-    from orchestrator.cli.journal import find
+    from orchestrator.cli.runs import find
     from orchestrator.text import counted, one_line
     from orchestrator.trajectory.verify import verify
 
