@@ -1,5 +1,5 @@
 # Every target sets up first what it needs; .ci/setup leaves alone what is there and current.
-.PHONY: setup demo test test-gvisor lint bench soak clean
+.PHONY: setup demo test test-gvisor lint bench bench-peers soak clean
 
 setup:
 	@.ci/setup
@@ -24,6 +24,10 @@ lint:
 
 bench: setup
 	@.venv/bin/python -m tests.bench
+
+# Installs other systems of the kind into the cache folder, each in an environment of its own, and runs them beside ours.
+bench-peers: setup
+	@.venv/bin/python -m tests.bench peers
 
 # Hundreds of boxes with random hazards, and nothing left of any: `make soak SOAK="--boxes 100 --seed 1234"`.
 soak: setup

@@ -1,7 +1,9 @@
 """The first benchmark: cold start, cells, sub-calls and bytes, each beside the floor it is compared with.
 
 Every pair is sampled alternately in one run, so that both feel the same machine; what is quoted is a ratio of medians
-with the spread of the samples. Run ``make bench``; ``--quick`` takes a third of the samples.
+with the spread of the samples. Run ``make bench``; ``--quick`` takes a third of the samples. ``python -m tests.bench
+peers`` compares whole systems, and installs those it compares with (:mod:`tests.bench.peers.compare`); ``python -m
+tests.bench density`` counts boxes and runs on one machine (:mod:`tests.bench.density`).
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from orchestrator.policy import Policy
 from orchestrator.sandbox import image
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcReply
-from tests.bench import subcalls
+from tests.bench import density, subcalls
 from tests.bench.local_kernel import LocalKernel
+from tests.bench.peers import compare
 from tests.bench.rows import Row, timed
 from tests.support import policies
 
@@ -145,7 +148,16 @@ async def measure(*, quick: bool) -> list[Row]:
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Do the measurement that the first argument names."""
+    if sys.argv[1:2] == ["peers"]:
+        return compare.main(sys.argv[2:])
+    if sys.argv[1:2] == ["density"]:
+        return density.main(sys.argv[2:])
+    return floors()
+
+
+def floors() -> None:
+    """Measure ours against the floors, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a third of the samples")
     parser.add_argument("--json", action="store_true", help="print the samples instead of the table")
