@@ -48,6 +48,7 @@ class _Call(NamedTuple):
     """A call that was not sent yet; its text is encoded when it is."""
 
     identity: str
+    cell: int
     control: bool
     head: bytes
     body: str
@@ -117,6 +118,9 @@ class Connection:
         self._cells = 0
         self._open: int | None = 0
         self._cell = ContextVar("cell", default=0)
+        # Held while a call is sent, and while a cell is closed: a call has left whole before the end of its cell, or
+        # does not leave.
+        self._leaving = threading.Lock()
 
     def begin_cell(self) -> None:
         """Let calls be made by what runs in this context, and by what it starts."""
@@ -126,7 +130,12 @@ class Connection:
 
     def end_cell(self) -> None:
         """Refuse them: the host would too, but for a call that is under way when it opens the next cell."""
-        self._open = None
+        with self._leaving:
+            self._open = None
+
+    def _may_call(self, cell: int) -> bool:
+        # What was started below Python is in no cell that is known here: it may speak while one is open.
+        return self._open is not None and cell in (0, self._open)
 
     def submit(self, method: str, params: dict[str, Any], body: str, done: Done) -> None:
         """Send a call when there is room; ``done`` gets the reply's head and body on an I/O thread.
@@ -136,8 +145,8 @@ class Connection:
         """
         if os.getpid() != self._pid:
             raise QueryRefused("forked_process", None, "only the process of the REPL itself can make calls")
-        # What was started below Python is in no cell that is known here: it may speak while one is open.
-        if self._open is None or self._cell.get() not in (0, self._open):
+        cell = self._cell.get()
+        if not self._may_call(cell):
             raise QueryRefused("cell_over", None, "the cell that started this thread or task is over")
         # A character has one to four bytes: most texts need not be encoded to know that they fit.
         if len(body) * 4 > self._max_message:
@@ -150,7 +159,7 @@ class Connection:
                 threading.Thread(target=self._write, daemon=True, name="rpc-writer").start()
                 threading.Thread(target=self._read, daemon=True, name="rpc-reader").start()
         identity = os.urandom(16).hex()
-        self._events.put(_Call(identity, method in CONTROL, _head(identity, method, params), body, done))
+        self._events.put(_Call(identity, cell, method in CONTROL, _head(identity, method, params), body, done))
 
     def call(self, method: str, params: dict[str, Any] | None = None, body: str = "") -> Reply:
         """Make a call and wait for its answer.
@@ -202,13 +211,22 @@ class Connection:
             for lane in lanes.values():
                 # The host takes so many bytes at once; a message that is larger than what is left waits for the others.
                 while (message := lane.next()) and (not under_way or under_way + len(message) <= self._max_message):
-                    under_way += len(message)
-                    self._send(lane.take(), message)
+                    call = lane.take()
+                    if self._send(call, message):
+                        under_way += len(message)
+                    else:
+                        lane.places += 1
+                        call.done(CELL_OVER, "")
 
-    def _send(self, call: _Call, message: bytes) -> None:
-        self._waiting[call.identity] = _Sent(call.control, len(message), call.done)
-        for frame in wire.encode_fragments(message, min(wire.CHUNK, self._max_frame - 1)):
-            self._sock.sendall(frame)
+    def _send(self, call: _Call, message: bytes) -> bool:
+        """Send a call, unless its cell is over; return whether it was sent."""
+        with self._leaving:
+            if not self._may_call(call.cell):
+                return False
+            self._waiting[call.identity] = _Sent(call.control, len(message), call.done)
+            for frame in wire.encode_fragments(message, min(wire.CHUNK, self._max_frame - 1)):
+                self._sock.sendall(frame)
+        return True
 
     def _read(self) -> None:
         decoder = wire.Decoder(self._max_frame, frozenset((Kind.RPC,)))

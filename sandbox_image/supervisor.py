@@ -231,7 +231,7 @@ class Supervisor:
             # The one way to be rid of them is to kill all at once, so the cell ends by the death of its kernel.
             self._strays = True
             self._signal(signal.SIGKILL)
-        elif self._frozen and self._line.may_call:
+        elif self._line.may_call:
             self._from_kernel()  # calls that were made in this cell, by threads, are not to be those of the next
         return quiet
 
