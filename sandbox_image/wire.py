@@ -219,7 +219,7 @@ def unpack_parts(payload: bytes) -> tuple[Channel, list[bytes]]:
 
 def pack_message(head: dict[str, Any], body: bytes) -> bytes:
     """Return a message: the length of its JSON head, the head, and the raw body."""
-    encoded = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+    encoded = _ENCODER.encode(head).encode()
     return b"".join((_U32.pack(len(encoded)), encoded, body))
 
 
@@ -324,6 +324,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+# Made once: ``json.dumps`` makes an encoder for every text that is not written its own way.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
 # Matches from every quotation mark on, ended or not: no input takes quadratic time.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
