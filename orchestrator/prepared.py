@@ -86,7 +86,7 @@ class Prepared:
         """
         self._desk.handler = rpc
         async with self._in_time(within_s), anyio.create_task_group() as filling:
-            filling.start_soon(_send_context, self.mux, context)
+            filling.start_soon(_send_context, self.mux, context, self._wanted.policy.limits.memory_mb)
             await self.client.handshake()
 
     @asynccontextmanager
@@ -204,8 +204,8 @@ def _verified(record: dict[str, Any], facts: dict[str, Any], wanted: hardening.W
     return report
 
 
-async def _send_context(mux: Mux, context: Context | None) -> None:
-    """Stream the context; one piece of it is encoded at a time."""
+async def _send_context(mux: Mux, context: Context | None, memory_mb: int) -> None:
+    """Stream the context into a box of so much memory; one piece of it is encoded at a time."""
     try:
         if context is None:
             await mux.send(Kind.CONTEXT_END, b"null")
@@ -213,7 +213,8 @@ async def _send_context(mux: Mux, context: Context | None) -> None:
         sizes: list[int] = []
         for piece in contexts.pieces(context, sizes):
             await mux.send(Kind.CONTEXT, piece)
-        layout = json.dumps(contexts.layout(context, sizes)).encode()
+        facts, most = contexts.layout(context, sizes), contexts.lazy_most(context, memory_mb)
+        layout = json.dumps(facts if most is None else {**facts, "lazy": most}).encode()
         for start in range(0, len(layout), wire.CHUNK):
             await mux.send(Kind.CONTEXT, layout[start : start + wire.CHUNK])
         await mux.send(Kind.CONTEXT_END, str(len(layout)).encode())
