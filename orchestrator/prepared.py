@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 
 class Prepared:
-    """A box without a context: verified, its kernel up or on its way. It is filled once.
+    """A box without a context: verified, its kernel up (:meth:`up`) or on its way. It is filled once.
 
     Attributes:
         container: name of the container.
@@ -72,6 +72,15 @@ class Prepared:
             record = await to_thread.run_sync(engine.inspect, self.container)
             self.report = _verified(record, await self.client.hello(), self._wanted)
             self.runtime = str(record["HostConfig"].get("Runtime", ""))
+
+    async def up(self) -> None:
+        """Wait until its kernel is up, so that nothing is left to do but to fill it.
+
+        Raises:
+            SandboxStartError: the box ended first, or was not up in time.
+        """
+        with self._in_time(self._wanted.policy.limits.start_timeout_s):
+            await self.client.bound()
 
     async def fill(self, context: Context | None, rpc: RpcHandler, within_s: float) -> None:
         """Send the context, and wait until the kernel holds it and is ready.

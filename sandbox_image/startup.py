@@ -402,6 +402,9 @@ def main() -> None:
     app.kernel.streams = (sys.stdout, sys.stderr)
     _inherit_context()
     _watch_popens()
+    # What IPython does once, it does now, while the host verifies the box or nobody waits for it, and not in the first
+    # cell, where it takes ten times as long as a cell.
+    app.kernel.shell.run_cell("pass", silent=True)
     sock.sendall(wire.encode(Kind.READY))
     namespace = app.kernel.shell.user_ns
     layout_size = _receive_layout_size(sock, settings["frame"])

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 HEADER = struct.Struct(">IB")
 _U32 = struct.Struct(">I")
@@ -51,6 +51,7 @@ class Kind(IntEnum):
     CUT = 34
     DIED = 35
     FAULT = 36
+    BOUND = 37
 
 
 class Channel(IntEnum):

@@ -30,9 +30,10 @@ from orchestrator.transport.streams import ByteStream
 from sandbox_image import wire
 from sandbox_image.wire import Frame, Kind
 
-FROM_BOX = frozenset((Kind.KERNEL, Kind.RPC, Kind.HELLO, Kind.READY, Kind.CUT, Kind.DIED, Kind.FAULT))
+FROM_BOX = frozenset((Kind.KERNEL, Kind.RPC, Kind.HELLO, Kind.READY, Kind.CUT, Kind.DIED, Kind.FAULT, Kind.BOUND))
 # Facts are a line of JSON; the supervisor's report on its confinement, the longest of them, has some 10 KiB.
-MAX_FACTS = {Kind.HELLO: 1 << 20, Kind.READY: 4096, Kind.DIED: 4096, Kind.FAULT: 4096, Kind.RPC: wire.CHUNK + 1}
+MAX_FACTS = dict.fromkeys((Kind.READY, Kind.DIED, Kind.FAULT, Kind.BOUND), 4096)
+MAX_FACTS |= {Kind.HELLO: 1 << 20, Kind.RPC: wire.CHUNK + 1}
 # Calls beyond the window are refused, each by a short task; a box that keeps that many refusals waiting is hostile.
 MAX_REFUSALS = 256
 # A frame is written by the supervisor in one piece, and a call by one thread of the box: what takes longer than this is

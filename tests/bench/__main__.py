@@ -24,7 +24,7 @@ from orchestrator.policy import Policy
 from orchestrator.sandbox import image
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcReply
-from tests.bench import density, subcalls
+from tests.bench import density, subcalls, trace
 from tests.bench.local_kernel import LocalKernel
 from tests.bench.peers import compare
 from tests.bench.rows import Row, timed
@@ -147,6 +147,16 @@ async def measure(*, quick: bool) -> list[Row]:
         engine.close()
 
 
+async def traced() -> list[tuple[str, trace.Table]]:
+    """Trace a cold start, starts from a pool and a cell."""
+    engine = await to_thread.run_sync(Engine.connect)
+    try:
+        await _opened(engine, "text")
+        return await trace.measure(engine)
+    finally:
+        engine.close()
+
+
 def main() -> None:
     """Do the measurement that the first argument names."""
     if sys.argv[1:2] == ["peers"]:
@@ -159,9 +169,14 @@ def main() -> None:
 def floors() -> None:
     """Measure ours against the floors, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("all", "trace"), default="all", help="trace: the stages alone")
     parser.add_argument("--quick", action="store_true", help="a third of the samples")
     parser.add_argument("--json", action="store_true", help="print the samples instead of the table")
     options = parser.parse_args()
+    if not options.json:
+        trace.show(anyio.run(traced))
+    if options.what == "trace":
+        return
     rows = anyio.run(lambda: measure(quick=options.quick))
     if options.json:
         json.dump(
