@@ -31,6 +31,11 @@ _BUDGETS = {
 
 # Makes a tuple of what was checked before: a sum, a difference and a minimum of amounts need no second look.
 _unchecked = tuple.__new__
+_WHOLE = {int}
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 class _Fields(NamedTuple):
@@ -64,10 +69,9 @@ class Amount(_Fields):
     def __new__(cls, *values: int, **named: int) -> Self:
         """Refuse what would corrupt a sum: fractions, NaN, booleans, negative numbers."""
         amount = super().__new__(cls, *values, **named)
-        for value in amount:
-            if type(value) is not int or value < 0:
-                wrong = next(name for name, its in zip(_BUDGETS, amount, strict=True) if its is value)
-                raise ValueError(f"an amount's {wrong} is a whole number of at least 0, not {value!r}")
+        if set(map(type, amount)) != _WHOLE or min(amount) < 0:
+            wrong = [(name, value) for name, value in zip(_BUDGETS, amount, strict=True) if not _is_count(value)]
+            raise ValueError(f"an amount's {wrong[0][0]} is a whole number of at least 0, not {wrong[0][1]!r}")
         return amount
 
     def __add__(self, other: Amount) -> Amount:  # type: ignore[override]
@@ -85,7 +89,8 @@ class Amount(_Fields):
 
     def minus(self, other: Amount) -> Amount:
         """Subtract field by field, stopping at 0."""
-        return _unchecked(Amount, [mine - its if mine > its else 0 for mine, its in zip(self, other, strict=True)])
+        rest = _unchecked(Amount, map(operator.sub, self, other))
+        return rest if min(rest) >= 0 else _unchecked(Amount, [max(value, 0) for value in rest])
 
     def smaller(self, other: Amount) -> Amount:
         """Return the smaller of each field."""
