@@ -79,7 +79,7 @@ class Prepared:
         Raises:
             SandboxStartError: the box ended first, or was not up in time.
         """
-        with self._in_time(self._wanted.policy.limits.start_timeout_s):
+        async with self._in_time(self._wanted.policy.limits.start_timeout_s):
             await self.client.bound()
 
     async def fill(self, context: Context | None, rpc: RpcHandler, within_s: float) -> None:
