@@ -29,6 +29,15 @@ _BUDGETS = {
 }
 
 
+# Makes a tuple of what was checked before: a sum, a difference and a minimum of amounts need no second look.
+_unchecked = tuple.__new__
+_WHOLE = {int}
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
 class _Fields(NamedTuple):
     calls: int = 0
     tokens: int = 0
@@ -60,18 +69,19 @@ class Amount(_Fields):
     def __new__(cls, *values: int, **named: int) -> Self:
         """Refuse what would corrupt a sum: fractions, NaN, booleans, negative numbers."""
         amount = super().__new__(cls, *values, **named)
-        for name, value in zip(_BUDGETS, amount, strict=True):
-            if type(value) is not int or value < 0:
-                raise ValueError(f"an amount's {name} is a whole number of at least 0, not {value!r}")
+        if set(map(type, amount)) != _WHOLE or min(amount) < 0:
+            wrong = [(name, value) for name, value in zip(_BUDGETS, amount, strict=True) if not _is_count(value)]
+            raise ValueError(f"an amount's {wrong[0][0]} is a whole number of at least 0, not {wrong[0][1]!r}")
         return amount
 
     def __add__(self, other: Amount) -> Amount:  # type: ignore[override]
         """Add field by field."""
-        return Amount._make(map(operator.add, self, other))
+        return _unchecked(Amount, map(operator.add, self, other))
 
     def __sub__(self, other: Amount) -> Amount:
         """Subtract field by field; a negative result is a ValueError."""
-        return Amount(*map(operator.sub, self, other))
+        rest = _unchecked(Amount, map(operator.sub, self, other))
+        return rest if min(rest) >= 0 else Amount(*rest)
 
     def __mul__(self, times: int) -> Amount:  # type: ignore[override]
         """Multiply every field."""
@@ -79,11 +89,12 @@ class Amount(_Fields):
 
     def minus(self, other: Amount) -> Amount:
         """Subtract field by field, stopping at 0."""
-        return Amount._make(max(mine - its, 0) for mine, its in zip(self, other, strict=True))
+        rest = _unchecked(Amount, map(operator.sub, self, other))
+        return rest if min(rest) >= 0 else _unchecked(Amount, [max(value, 0) for value in rest])
 
     def smaller(self, other: Amount) -> Amount:
         """Return the smaller of each field."""
-        return Amount._make(map(min, self, other))
+        return _unchecked(Amount, map(min, self, other))
 
     def times_in(self, whole: Amount) -> int | None:
         """Return how often this fits into ``whole``; None when it is nothing and fits without end."""
@@ -153,11 +164,11 @@ class Bill:
 
 
 _FROM_AMOUNT = ("calls", "tokens", "cost_nano", "turns", "bytes_in", "bytes_out")
-# What a provider bills, and what can so turn out higher than was held for it.
-_BILLED = ("tokens", "cost_nano")
+_amount_told = operator.attrgetter(*_FROM_AMOUNT)
 OVERBILLED = "overbilled"
 _NO_BILL = Bill(model="")
 _FROM_BILL = tuple(name for name in Bill.__dataclass_fields__ if name != "model")
+_bill_told = operator.attrgetter(*_FROM_BILL)
 
 
 @dataclass(slots=True)
@@ -284,17 +295,21 @@ class Path:
 
     def settle(self, held: Amount, actual: Amount, bill: Bill) -> None:
         """Replace what was held by what was spent; a bill above what was held closes the scope that made the call."""
-        details = [(name, value) for name in _FROM_AMOUNT if (value := getattr(actual, name))]
+        details = list(zip(_FROM_AMOUNT, _amount_told(actual), strict=True))
         if bill.model:
-            details += [(name, value) for name in _FROM_BILL if (value := getattr(bill, name))]
-        held_shares = [share for _, share in self._shares(held)]
-        for (account, share), held_share in zip(self._shares(actual), held_shares, strict=True):
+            details += zip(_FROM_BILL, _bill_told(bill), strict=True)
+        details = [detail for detail in details if detail[1]]
+        key = self.depth, bill.model
+        for (account, share), (_, held_share) in zip(self._shares(actual), self._shares(held), strict=True):
             account.settle(held_share, share)
-            tally = account.tallies.setdefault((self.depth, bill.model), Counter())
+            tally = account.tallies.get(key)
+            if tally is None:
+                tally = account.tallies[key] = Counter()
             for name, value in details:
                 tally[name] += value
         own = self.accounts[0]
-        if own.latched is None and any(getattr(actual, name) > getattr(held, name) for name in _BILLED):
+        # What a provider bills can turn out higher than was held for it; nothing else can.
+        if own.latched is None and (actual.tokens > held.tokens or actual.cost_nano > held.cost_nano):
             own.latched = OVERBILLED
 
     def _shares(self, amount: Amount) -> Iterator[tuple[Account, Amount]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -140,6 +141,26 @@ def pieces(context: Context, sizes: list[int]) -> Iterator[bytes]:
             held += len(piece)
     if waiting:
         yield b"".join(waiting)
+
+
+def lazy_most(context: Context, memory_mb: int) -> int | None:
+    """Return how many bytes of the context may become a ``str`` in one step, or None when all of it does, once.
+
+    A box keeps the context's file in its memory, and a ``str`` of each text beside it: one byte a character, or two or
+    four for all of a text in which one needs them. Where both together take more than half of ``limits.memory_mb``, no
+    ``str`` is made, and ``context`` is read from the file as it is asked for (:mod:`sandbox_image.lazy`); then the
+    largest text that is made into a ``str`` at a time has an eighth, and takes half of the memory at worst.
+    """
+    memory = memory_mb << 20
+    characters = held = 0
+    for text in texts(context):
+        characters += len(text)
+        held += sys.getsizeof(text)
+    # UTF-8 takes at most four bytes a character: of most contexts, nothing more has to be known.
+    if held + characters * 4 <= memory // 2:
+        return None
+    size = sum(len(piece) for text in texts(context) for piece in ((text,) if text.isascii() else encode(text)))
+    return memory // 8 if held + size > memory // 2 else None
 
 
 def layout_bytes(context: Context) -> int:

@@ -33,6 +33,8 @@ from orchestrator.transport.rpc import RpcHandler
 MIB = 1 << 20
 # The engine has been seen to tell of a container's end within 0.2 s of the end of its stream.
 AUTOPSY_S = 2
+# What supervisor and kernel take before they hold anything, and room for a cell to work in.
+_KERNEL_MB = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +223,14 @@ def _check_size(context: Context, policy: Policy) -> None:
     characters = sum(map(len, contexts.texts(context)))
     layout = contexts.layout_bytes(context)
     size = characters + layout
-    if characters * 4 + layout > limit:
+    room = (policy.limits.memory_mb - _KERNEL_MB) * MIB
+    if characters * 4 + layout > min(limit, room):
         size = layout + sum(len(piece) for text in contexts.texts(context) for piece in contexts.encode(text))
+    if room < size <= limit:
+        raise ContextError(
+            f"the context has {size:,} bytes, which the box holds in its memory, and limits.memory_mb = "
+            f"{policy.limits.memory_mb} leaves {room:,} for it"
+        )
     if size > limit:
         raise ContextError(
             f"the context has {size:,} bytes and the policy allows limits.context_mb = {policy.limits.context_mb} "

@@ -36,6 +36,9 @@ from orchestrator.policy import Budget
 
 __all__ = ["NANO", "Amount", "Bill", "Reservation", "Scope"]
 
+_NOTHING = Amount()
+_NO_BILL = Bill(model="")
+
 
 class Reservation:
     """Part of the budgets, held for something that is about to happen.
@@ -59,7 +62,7 @@ class Reservation:
     @property
     def held(self) -> Amount:
         """What is held now; nothing once it has ended."""
-        return self._held if self._open else Amount()
+        return self._held if self._open else _NOTHING
 
     def extend(self, amount: Amount) -> None:
         """Hold ``amount`` more, or raise and hold what was held.
@@ -99,7 +102,7 @@ class Reservation:
         if bill is not None and bill.tokens != actual.tokens:
             raise ValueError(f"a bill of {bill.tokens} tokens for an amount of {actual.tokens}")
         self._open = False
-        self._path.settle(self._held, actual, bill or Bill(model=""))
+        self._path.settle(self._held, actual, bill or _NO_BILL)
 
     def release(self) -> None:
         """Give back all that is held, and end."""
@@ -162,7 +165,10 @@ class Scope:
         """
         if self._account.latched is None and self._clock() >= self.deadline:
             self._account.latched = "wall_s"
-        return next((account.latched for account in self._path.accounts if account.latched), None)
+        for account in self._path.accounts:
+            if account.latched:
+                return account.latched
+        return None
 
     @property
     def levels(self) -> int:
@@ -186,7 +192,7 @@ class Scope:
             LimitExceededError: it does not fit, or the scope is exhausted.
             RuntimeError: the scope or one around it is closed.
         """
-        reservation = Reservation(self._path, Amount(), self._check_open)
+        reservation = Reservation(self._path, _NOTHING, self._check_open)
         reservation.extend(amount)
         return reservation
 
@@ -287,8 +293,9 @@ class Scope:
         return {**self._account.usage(), "wall_s": ended - self._began}
 
     def _check_open(self) -> None:
-        if any(account.closed for account in self._path.accounts):
-            raise RuntimeError("the scope is closed")
+        for account in self._path.accounts:
+            if account.closed:
+                raise RuntimeError("the scope is closed")
         reason = self.exhausted
         if reason is not None:
             raise LimitExceededError(reason, self.remaining().get(reason, 0))

@@ -179,6 +179,7 @@ class Pool:
         try:
             with ungrouped():
                 async with prepared(self._engine, self._policy, MAX_AGE_S) as empty:
+                    await empty.up()
                     slot.empty, made = empty, True
                     self._notify()
                     task_status.started()

@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 
 class Prepared:
-    """A box without a context: verified, its kernel up or on its way. It is filled once.
+    """A box without a context: verified, its kernel up (:meth:`up`) or on its way. It is filled once.
 
     Attributes:
         container: name of the container.
@@ -73,6 +73,15 @@ class Prepared:
             self.report = _verified(record, await self.client.hello(), self._wanted)
             self.runtime = str(record["HostConfig"].get("Runtime", ""))
 
+    async def up(self) -> None:
+        """Wait until its kernel is up, so that nothing is left to do but to fill it.
+
+        Raises:
+            SandboxStartError: the box ended first, or was not up in time.
+        """
+        async with self._in_time(self._wanted.policy.limits.start_timeout_s):
+            await self.client.bound()
+
     async def fill(self, context: Context | None, rpc: RpcHandler, within_s: float) -> None:
         """Send the context, and wait until the kernel holds it and is ready.
 
@@ -86,7 +95,7 @@ class Prepared:
         """
         self._desk.handler = rpc
         async with self._in_time(within_s), anyio.create_task_group() as filling:
-            filling.start_soon(_send_context, self.mux, context)
+            filling.start_soon(_send_context, self.mux, context, self._wanted.policy.limits.memory_mb)
             await self.client.handshake()
 
     @asynccontextmanager
@@ -204,8 +213,8 @@ def _verified(record: dict[str, Any], facts: dict[str, Any], wanted: hardening.W
     return report
 
 
-async def _send_context(mux: Mux, context: Context | None) -> None:
-    """Stream the context; one piece of it is encoded at a time."""
+async def _send_context(mux: Mux, context: Context | None, memory_mb: int) -> None:
+    """Stream the context into a box of so much memory; one piece of it is encoded at a time."""
     try:
         if context is None:
             await mux.send(Kind.CONTEXT_END, b"null")
@@ -213,7 +222,8 @@ async def _send_context(mux: Mux, context: Context | None) -> None:
         sizes: list[int] = []
         for piece in contexts.pieces(context, sizes):
             await mux.send(Kind.CONTEXT, piece)
-        layout = json.dumps(contexts.layout(context, sizes)).encode()
+        facts, most = contexts.layout(context, sizes), contexts.lazy_most(context, memory_mb)
+        layout = json.dumps(facts if most is None else {**facts, "lazy": most}).encode()
         for start in range(0, len(layout), wire.CHUNK):
             await mux.send(Kind.CONTEXT, layout[start : start + wire.CHUNK])
         await mux.send(Kind.CONTEXT_END, str(len(layout)).encode())

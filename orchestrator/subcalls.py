@@ -163,7 +163,7 @@ class Subcalls:
                 call_ends, cell_ends = anyio.current_time() + self._timeout_s, self._cell_ends()
                 exchange = Exchange(model, request, paying, self._till, min(call_ends, cell_ends), call=number)
                 late = ("call_timeout_s", self._timeout_s) if call_ends <= cell_ends else ("cell_timeout_s", 0.0)
-                answer = await self._exchange(number, exchange, LimitExceededError(*late), min(call_ends, cell_ends))
+                answer = await self._exchange(number, exchange, late, min(call_ends, cell_ends))
         reply = answer.reply
         text = cut_to_bytes(reply.text, most_bytes)
         self._recorder.emit(
@@ -209,7 +209,7 @@ class Subcalls:
             )
             raise RpcRefusal("price_cap", message, limit=cap / NANO)
 
-    async def _exchange(self, number: int, exchange: Exchange, late: LimitExceededError, deadline: float) -> Answer:
+    async def _exchange(self, number: int, exchange: Exchange, late: tuple[str, float], deadline: float) -> Answer:
         """Ask; what does not answer by the ``deadline`` is refused as ``late``, or as the run's own end."""
         self._under_way += 1
         try:
@@ -231,13 +231,13 @@ class Subcalls:
             self._settled.set()
             self._settled = anyio.Event()
 
-    def _over(self, error: ModelError, late: LimitExceededError, deadline: float) -> LimitExceededError | None:
+    def _over(self, error: ModelError, late: tuple[str, float], deadline: float) -> LimitExceededError | None:
         """Return the limit of time that made the model's answer not come, if it was one."""
         if not isinstance(error, ModelUnavailableError):
             return None
         if self._scope.exhausted == "wall_s":
             return LimitExceededError("wall_s", 0)
-        return late if anyio.current_time() >= deadline else None
+        return LimitExceededError(*late) if anyio.current_time() >= deadline else None
 
     def _record_failure(self, number: int, exchange: Exchange, code: str, detail: str) -> None:
         self._recorder.emit(SubcallFailed(number, code, detail, exchange.attempts, exchange.elapsed_s))

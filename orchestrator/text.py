@@ -139,6 +139,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+# Made once: ``json.dumps`` makes an encoder for every text that is not written its own way.
+_ONE_LINE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """Return ``value`` as JSON that always encodes as UTF-8 and that a terminal shows as it is.
 
@@ -148,8 +152,10 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
         ValueError: a number in it is not finite.
         TypeError: something in it is not JSON.
     """
-    separators = (",", ":") if indent is None else None
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
+    if indent is None:
+        text = _ONE_LINE.encode(value)
+    else:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     return "".join(_escaped(text))
 
 

@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from itertools import accumulate
 from threading import Thread
 from typing import Any
 from weakref import WeakValueDictionary
@@ -344,12 +345,16 @@ def configuration(endpoint: str) -> Config:
 def load_context(layout_size: int) -> Any:
     """Return the prompt from its file, laid out as it was given: a text, a list, or a dict of documents.
 
-    The file is mapped, not read: decoding makes the only copy.
+    The file is mapped, not read: decoding makes the only copy. Where the layout says ``lazy``, there is no copy at all
+    (:mod:`sandbox_image.lazy`).
 
     Args:
         layout_size: bytes at the file's end that say how those before them are laid out.
     """
     size = os.fstat(CONTEXT_FD).st_size
+    lazy = _load_lazily(size, layout_size)
+    if lazy is not None:
+        return lazy
     with mmap.mmap(CONTEXT_FD, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
         layout = json.loads(bytes(view[size - layout_size :]))
         texts, start = [], 0
@@ -359,6 +364,22 @@ def load_context(layout_size: int) -> Any:
     if layout["kind"] == "text":
         return texts[0]
     return texts if layout["kind"] == "list" else dict(zip(layout["names"], texts, strict=True))
+
+
+def _load_lazily(size: int, layout_size: int) -> Any:
+    """Return what reads the prompt from its file, if the host says so; else None."""
+    mapped = mmap.mmap(CONTEXT_FD, size, prot=mmap.PROT_READ)
+    layout = json.loads(mapped[size - layout_size :])
+    if "lazy" not in layout:
+        mapped.close()
+        return None
+    from sandbox_image.lazy import LazyDict, LazyList, LazyText
+
+    if layout["kind"] == "text":
+        return LazyText(mapped, 0, size - layout_size, layout["lazy"])
+    ends = list(accumulate(layout["sizes"]))
+    documents = LazyList(mapped, list(zip([0, *ends], ends, strict=False)), layout["lazy"])
+    return documents if layout["kind"] == "list" else LazyDict(layout["names"], documents)
 
 
 def main() -> None:
@@ -381,6 +402,9 @@ def main() -> None:
     app.kernel.streams = (sys.stdout, sys.stderr)
     _inherit_context()
     _watch_popens()
+    # What IPython does once, it does now, while the host verifies the box or nobody waits for it, and not in the first
+    # cell, where it takes ten times as long as a cell.
+    app.kernel.shell.run_cell("pass", silent=True)
     sock.sendall(wire.encode(Kind.READY))
     namespace = app.kernel.shell.user_ns
     layout_size = _receive_layout_size(sock, settings["frame"])

@@ -200,6 +200,7 @@ class Supervisor:
     def _from_iopub(self, parts: list[bytes]) -> None:
         if not self._ready and b"iopub_welcome" in b"".join(parts[:5]):
             self._subscribed = True
+            self._send(Kind.BOUND, json.dumps({"generation": self._generation}).encode())
             self._announce()
             return
         forward = self._gate.iopub(parts)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 HEADER = struct.Struct(">IB")
 _U32 = struct.Struct(">I")
@@ -51,6 +51,7 @@ class Kind(IntEnum):
     CUT = 34
     DIED = 35
     FAULT = 36
+    BOUND = 37
 
 
 class Channel(IntEnum):
@@ -219,7 +220,7 @@ def unpack_parts(payload: bytes) -> tuple[Channel, list[bytes]]:
 
 def pack_message(head: dict[str, Any], body: bytes) -> bytes:
     """Return a message: the length of its JSON head, the head, and the raw body."""
-    encoded = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+    encoded = _ENCODER.encode(head).encode()
     return b"".join((_U32.pack(len(encoded)), encoded, body))
 
 
@@ -324,6 +325,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+# Made once: ``json.dumps`` makes an encoder for every text that is not written its own way.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
 # Matches from every quotation mark on, ended or not: no input takes quadratic time.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)

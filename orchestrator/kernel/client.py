@@ -87,6 +87,7 @@ class KernelClient:
         self._changed = anyio.Event()
         self._generation = 0
         self._hello: dict[str, Any] | None = None
+        self._bound = anyio.Event()
         self._closed = False
         self._violation = ""
         self._fold: CellFold | None = None
@@ -145,10 +146,8 @@ class KernelClient:
             raise wire.WireError("a frame's facts are not an object")
         if frame.kind is Kind.HELLO:
             self._hello = facts
-        elif frame.kind is Kind.READY:
-            generation = facts.get("generation")
-            self._generation = generation if type(generation) is int else 0
-            self._ready.set()
+        elif frame.kind in (Kind.BOUND, Kind.READY):
+            self._came_up(frame.kind, facts)
         elif frame.kind is Kind.CUT:
             if self._fold is not None and facts.get("id") == self._message_id:
                 self._fold.cut(facts)
@@ -161,6 +160,14 @@ class KernelClient:
             fault = facts.get("fault")
             self._flooded = self._flooded or fault == "flood"
             self._violation = self._violation or _FATAL.get(str(fault), "")
+
+    def _came_up(self, kind: Kind, facts: dict[str, Any]) -> None:
+        if kind is Kind.BOUND:
+            self._bound.set()
+            return
+        generation = facts.get("generation")
+        self._generation = generation if type(generation) is int else 0
+        self._ready.set()
 
     def _take_message(self, channel: Channel, parts: list[bytes]) -> None:
         message = self._parse(parts)
@@ -205,6 +212,17 @@ class KernelClient:
                 raise SandboxStartError(f"the box ended before it reported{self._because()}")
             await self._changed.wait()
         return self._hello
+
+    async def bound(self) -> None:
+        """Wait until a kernel is up and waits for the context.
+
+        Raises:
+            SandboxStartError: the stream ended before it was.
+        """
+        while not self._bound.is_set():
+            if self.gone:
+                raise SandboxStartError(f"the kernel did not start{self._because()}")
+            await self._changed.wait()
 
     async def handshake(self) -> None:
         """Wait until the kernel answers ``kernel_info_request``.

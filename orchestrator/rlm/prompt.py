@@ -22,6 +22,7 @@ Name = Literal[
     "rlm_query",
     "models",
     "one_process",
+    "lazy",
     "first",
     "observation",
     "no_code",
@@ -92,12 +93,13 @@ def _load(name: str) -> Template:
     return Template((PROMPTS / f"{name}.md").read_text(encoding="utf-8"))
 
 
-def system(policy: Policy, *, levels: int) -> str:
+def system(policy: Policy, *, levels: int, lazy_most: int | None = None) -> str:
     """Return the standing instructions; the same for every run of a policy, so that a provider can cache them.
 
     Args:
         policy: of the run.
         levels: how many levels of child runs are allowed below this one.
+        lazy_most: bytes of a context too large to be held that may become a ``str`` at a time; None for all others.
     """
     limits = policy.limits
     optional = render("rlm_query") if levels else ""
@@ -105,6 +107,8 @@ def system(policy: Policy, *, levels: int) -> str:
         optional += render("models", names=", ".join(json_text(name) for name in policy.models.allowed))
     if not policy.sandbox.allow_subprocess:
         optional += render("one_process")
+    if lazy_most is not None:
+        optional += render("lazy", most=f"{lazy_most:,}")
     return render(
         "system",
         observation_chars=f"{limits.observation_chars:,}",
@@ -115,7 +119,9 @@ def system(policy: Policy, *, levels: int) -> str:
     )
 
 
-def first(query: str, info: ContextInfo, left: Mapping[str, int | float], *, tag: str) -> str:
+def first(
+    query: str, info: ContextInfo, left: Mapping[str, int | float], *, tag: str, lazy_most: int | None = None
+) -> str:
     """Return the first message: the question, and the facts of a context that is itself never sent.
 
     Args:
@@ -123,17 +129,22 @@ def first(query: str, info: ContextInfo, left: Mapping[str, int | float], *, tag
         info: the facts.
         left: what the ledger has left, by policy key.
         tag: word around everything the box says in later messages, unknown to the box.
+        lazy_most: as of :func:`system`.
     """
-    return render("first", query=query, context=describe(info), limits=budget_line(left), tag=tag)
+    return render(
+        "first", query=query, context=describe(info, lazy=lazy_most is not None), limits=budget_line(left), tag=tag
+    )
 
 
-def describe(info: ContextInfo) -> str:
+def describe(info: ContextInfo, *, lazy: bool = False) -> str:
     """Return the facts of a context in a few lines; what comes out of it stands as JSON and cannot pose as ours."""
     form = {
         "text": "one `str`",
         "list": f"a `list` of {counted(info.documents, 'document')}, each a `str`",
         "dict": f"a `dict` of {counted(info.documents, 'document')}, name to `str`",
     }[info.kind]
+    if lazy:
+        form += "; it is too large to be held, so it is NOT that type but reads it from a file, piece by piece"
     lines = [
         f"- form: {form}",
         f"- size: {info.characters:,} characters, {info.bytes:,} bytes as UTF-8, {counted(info.lines, 'line')}",

@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from orchestrator.context import Context, ContextInfo, describe
+from orchestrator.context import Context, ContextInfo, describe, lazy_most
 from orchestrator.errors import (
     ContextError,
     JournalError,
@@ -203,8 +203,10 @@ class Run:
         async with session as cells:
             left = self.scope.remaining()
             tag = hashlib.sha256(self.id.encode()).hexdigest()[:8]
-            first = prompt.first(self.query, info, left, tag=tag)
-            conversation = self._converse(recorder, prompt.system(self.policy, levels=int(left["depth"])), first)
+            most = lazy_most(self.context, self.policy.limits.memory_mb)
+            first = prompt.first(self.query, info, left, tag=tag, lazy_most=most)
+            system = prompt.system(self.policy, levels=int(left["depth"]), lazy_most=most)
+            conversation = self._converse(recorder, system, first)
             limits, wall_s = self.policy.limits, self.policy.budget.wall_s
             self._loop = Loop(conversation, cells, self.scope, limits, wall_s, recorder, tag)
             return await self._loop.run()

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from orchestrator.errors import JournalError
-from orchestrator.events import SCHEMA_VERSION, Envelope
+from orchestrator.events import SCHEMA_VERSION, Envelope, Event
 from orchestrator.text import json_string, json_text
 from orchestrator.trajectory.chain import Chain
 from orchestrator.trajectory.reading import REDACTED, Reader, Record, digest, is_redacted, read
@@ -83,6 +83,7 @@ class JournalWriter:
         self._wrote = wrote
         self._descriptor = descriptor
         self._secrets = _secrets(os.environ)
+        self._names: dict[str, tuple[str, ...]] = {}
         self._failure: str | None = None
 
     @property
@@ -160,9 +161,9 @@ class JournalWriter:
             "time": round(envelope.time, 3),
             "kind": event.kind,
         }
-        for each in fields(event):
-            value = getattr(event, each.name)
-            line[each.name] = encoder.value(redacted(event.kind, each.name, value) if self._redact else value)
+        for name in self._names_of(event):
+            value = getattr(event, name)
+            line[name] = encoder.value(redacted(event.kind, name, value) if self._redact else value)
         if self._redact and not self.size:
             line[REDACTED] = True
         blobs = (piece for reference, text in encoder.blobs for piece in _blob_line(reference, text))
@@ -196,6 +197,11 @@ class JournalWriter:
     ) -> None:
         """Close the file."""
         self.close()
+
+    def _names_of(self, event: Event) -> tuple[str, ...]:
+        if event.kind not in self._names:
+            self._names[event.kind] = tuple(field.name for field in fields(event))
+        return self._names[event.kind]
 
     def _write(self, pieces: Iterator[str]) -> None:
         size, head = 0, self._chain.head

@@ -8,8 +8,9 @@ place for it is decided when its head is here, and its text becomes a ``str`` on
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 import anyio.abc
@@ -29,16 +30,28 @@ from orchestrator.transport.streams import ByteStream
 from sandbox_image import wire
 from sandbox_image.wire import Frame, Kind
 
-FROM_BOX = frozenset((Kind.KERNEL, Kind.RPC, Kind.HELLO, Kind.READY, Kind.CUT, Kind.DIED, Kind.FAULT))
+FROM_BOX = frozenset((Kind.KERNEL, Kind.RPC, Kind.HELLO, Kind.READY, Kind.CUT, Kind.DIED, Kind.FAULT, Kind.BOUND))
 # Facts are a line of JSON; the supervisor's report on its confinement, the longest of them, has some 10 KiB.
-MAX_FACTS = {Kind.HELLO: 1 << 20, Kind.READY: 4096, Kind.DIED: 4096, Kind.FAULT: 4096, Kind.RPC: wire.CHUNK + 1}
+MAX_FACTS = dict.fromkeys((Kind.READY, Kind.DIED, Kind.FAULT, Kind.BOUND), 4096)
+MAX_FACTS |= {Kind.HELLO: 1 << 20, Kind.RPC: wire.CHUNK + 1}
 # Calls beyond the window are refused, each by a short task; a box that keeps that many refusals waiting is hostile.
 MAX_REFUSALS = 256
 # A frame is written by the supervisor in one piece, and a call by one thread of the box: what takes longer than this is
 # held back on purpose. A box that is throttled to a hundredth of a core still writes its largest frame in a second.
 STALL_S = 30.0
+# Answers that are ready at the same time leave together: of short ones, the system call is most of the cost. A frame
+# of another kind, such as an interrupt, waits for one such piece or one message at most.
+BURST_BYTES = 1 << 16
+_CELL_OVER = RpcRefusal("cell_over", "the cell that made this call is over")
 
 _log = logging.getLogger(__name__)
+
+
+class _Answer(NamedTuple):
+    """An answer that waits to be sent."""
+
+    message: bytes
+    refused: bool
 
 
 class Listener(Protocol):
@@ -92,7 +105,9 @@ class Mux:
         self._write_lock = anyio.Lock()
         self._calls: set[anyio.CancelScope] = set()
         self._handling = self._bytes_under_way = 0
-        self._refusals = 0
+        self._answers: deque[_Answer] = deque()
+        self._answered = anyio.Event()
+        self._unsent = self._refusals = 0
         self._violation = ""
         # What began to arrive and has not ended: how many frames or calls had ended before it.
         self._frames_ended = self._calls_ended = 0
@@ -103,6 +118,7 @@ class Mux:
         """Read until the stream ends or the box violates the protocol."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch)
+            tasks.start_soon(self._write)
             try:
                 while data := await self._stream.receive():
                     for frame in self._decoder.feed(data):
@@ -158,8 +174,7 @@ class Mux:
 
     def _no_place(self, size: int) -> RpcRefusal | None:
         """Return why no call with a body of so many bytes can be taken now, or None."""
-        unsent = len(self._calls) - self._handling
-        full = max(self._handling, unsent) >= self._window or self._bytes_under_way + size > self._max_message
+        full = max(self._handling, self._unsent) >= self._window or self._bytes_under_way + size > self._max_message
         return RpcRefusal("too_many_in_flight", "too many calls at once", limit=self._window) if full else None
 
     def _fragment(self, tasks: anyio.abc.TaskGroup, fragment: bytes) -> None:
@@ -171,7 +186,7 @@ class Mux:
             self._refusals += 1
             if self._refusals > MAX_REFUSALS:
                 raise wire.WireError("calls without end")
-            tasks.start_soon(self._refuse, arrival.id, arrival.refusal)
+            self._queue(_Answer(encode_refusal(arrival.id, arrival.refusal), refused=True))
         else:
             self._begin(tasks, arrival)
 
@@ -182,31 +197,20 @@ class Mux:
         self._bytes_under_way += size
         tasks.start_soon(self._answer, call, scope, size)
 
-    async def _refuse(self, identity: str, refusal: RpcRefusal) -> None:
-        try:
-            await self._send_message(encode_refusal(identity, refusal))
-        except anyio.BrokenResourceError:
-            pass  # the reader learns of it too
-        finally:
-            self._refusals -= 1
-
     async def _answer(self, call: RpcCall, scope: anyio.CancelScope, size: int) -> None:
         # Every call is answered, this one too when it is cancelled: a thread of the box may wait for it for ever.
-        message = encode_refusal(call.id, RpcRefusal("cell_over", "the cell that made this call is over"))
+        message, identity = b"", call.id
         try:
-            try:
-                with scope:
-                    message = await self._handled(call)
-            finally:
-                # Before its answer is sent: with it, the box counts on the place and the room of this call.
-                del call
-                self._handling -= 1
-                self._bytes_under_way -= size
-            await self._send_message(message)
-        except anyio.BrokenResourceError:
-            pass  # the reader learns of it too
+            with scope:
+                message = await self._handled(call)
         finally:
+            # Before its answer is sent: with it, the box counts on the place and the room of this call.
+            del call
             self._calls.discard(scope)
+            self._handling -= 1
+            self._bytes_under_way -= size
+        self._unsent += 1
+        self._queue(_Answer(message or encode_refusal(identity, _CELL_OVER), refused=False))
 
     async def _handled(self, call: RpcCall) -> bytes:
         try:
@@ -225,9 +229,47 @@ class Mux:
             raise ValueError(f"a reply of {len(message):,} bytes, and at most {most:,} can be sent")
         return message
 
-    async def _send_message(self, message: bytes) -> None:
-        async with self._write_lock:
-            # Shielded: a message cut off between two fragments would be joined with the next one.
-            with anyio.CancelScope(shield=True):
-                for frame in wire.encode_fragments(message):
-                    await self._stream.send(frame)
+    def _queue(self, answer: _Answer) -> None:
+        self._answers.append(answer)
+        self._answered.set()
+
+    async def _write(self) -> None:
+        """Send answers in the order they came to be, those that are ready at the same time in one piece.
+
+        This task alone sends them, and is cancelled when the stream is closed and not before: a message that was cut
+        off between two fragments would be joined with the next one.
+        """
+        try:
+            while True:
+                await self._answered.wait()
+                self._answered = anyio.Event()
+                while self._answers:
+                    async with self._write_lock:
+                        message = self._take_answer()
+                        if len(message) < BURST_BYTES:
+                            await self._stream.send(self._burst(message))
+                        else:
+                            for frame in wire.encode_fragments(message):
+                                await self._stream.send(frame)
+                    del message  # else a large one would be held until the next
+        except anyio.BrokenResourceError:
+            pass  # the reader learns of it too
+
+    def _burst(self, message: bytes) -> bytes:
+        """Return ``message``, and as many small ones of those that wait as make one piece, as frames."""
+        frames = [*wire.encode_fragments(message)]
+        room = BURST_BYTES - len(message)
+        while self._answers and len(self._answers[0].message) < room:
+            message = self._take_answer()
+            room -= len(message)
+            frames += wire.encode_fragments(message)
+        return b"".join(frames)
+
+    def _take_answer(self) -> bytes:
+        # As it is taken and not when the whole piece is sent: the box counts on the place of each as it reads it.
+        answer = self._answers.popleft()
+        if answer.refused:
+            self._refusals -= 1
+        else:
+            self._unsent -= 1
+        return answer.message

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -21,10 +20,11 @@ from anyio import to_thread
 
 from orchestrator.interpreter import Sandbox
 from orchestrator.policy import Policy
+from orchestrator.pool import Pool
 from orchestrator.sandbox import image
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcReply
-from tests.bench import density, subcalls
+from tests.bench import density, subcalls, trace, transfers
 from tests.bench.local_kernel import LocalKernel
 from tests.bench.peers import compare
 from tests.bench.rows import Row, timed
@@ -69,7 +69,7 @@ async def cells(engine: Engine, samples: int) -> list[Row]:
     """Time a trivial cell with contexts of several sizes, against the same cell in a local kernel without a box."""
     rows = []
     with LocalKernel() as local:
-        for label, size in (("1 kB", 1000), ("1 MB", MIB), ("50 MB", 50 * MIB)):
+        for label, size in (("1 kB", 1000), ("1 MB", MIB), ("50 MB", 50 * MIB), ("500 MB", 500_000_000)):
             async with Sandbox.open(policies.base(), "x" * size, engine=engine) as box:
                 ours, floor = [], []
                 for _ in range(20):
@@ -103,24 +103,21 @@ async def calls(engine: Engine, samples: int) -> list[Row]:
     return [Row("one call over the wire alone", one, [], ""), Row("batch of 1,000 over the wire alone", batch, [], "")]
 
 
-async def transfers(engine: Engine, samples: int) -> list[Row]:
-    """Time a large context in and a large answer out."""
-    size = 100 * MIB
-    text = "0123456789abcde\n" * (size // 16)
-    into = []
-    small = [await _opened(engine, "text") for _ in range(samples)]
-    for _ in range(samples):
-        # What opening takes with a text of four characters is not the transfer's.
-        extra = await _opened(engine, text) - statistics.median(small)
-        into.append(size / 1e6 / (extra / 1000))
-    large = policies.base().override(["limits.answer_mb=64"])
-    async with Sandbox.open(large, "text", rpc=_echo, engine=engine) as box:
-        await box.execute("answer = 'x' * 50_000_000")
-        out = [50.0 / (await timed(lambda: box.execute("FINAL(answer)")) / 1000) for _ in range(samples)]
-    return [
-        Row("100 MB context into the box", into, [], "≥ 150 MB/s", "MB/s"),
-        Row("50 MB answer out", out, [], "", "MB/s"),
-    ]
+async def pooled(engine: Engine, samples: int) -> list[Row]:
+    """Time taking a box from a pool, and its first cell, which runs while the pool makes another."""
+    rows = []
+    for name, settings, bar in (("", [], "≤ 15 ms"), (" (frozen)", ["sandbox.freeze_between_cells=true"], "≤ 60 ms")):
+        policy = policies.base().override(settings)
+        taken, first = [], []
+        async with Pool.open(policy, 1, engine=engine) as pool:
+            for _ in range(samples):
+                await pool.filled()
+                began = time.perf_counter()
+                async with pool.box(policy, "text") as box:
+                    taken.append((time.perf_counter() - began) * 1000)
+                    first.append(await timed(lambda: box.execute(TRIVIAL)))
+        rows += [Row(f"a box from the pool{name}", taken, [], bar), Row(f"its first cell{name}", first, [], "")]
+    return rows
 
 
 async def _opened(engine: Engine, context: str) -> float:
@@ -138,11 +135,22 @@ async def measure(*, quick: bool) -> list[Row]:
         await _opened(engine, "text")  # the first box after a start of the engine pays for its caches
         return [
             await cold_start(engine, found.id, 5 * scale),
+            *await pooled(engine, 5 * scale),
             *await cells(engine, 100 * scale),
             *await calls(engine, 3 * scale),
             *await subcalls.measure(scale),
-            *await transfers(engine, 2 * scale),
+            *await transfers.measure(engine, 2 * scale),
         ]
+    finally:
+        engine.close()
+
+
+async def traced() -> list[tuple[str, trace.Table]]:
+    """Trace a cold start, starts from a pool and a cell."""
+    engine = await to_thread.run_sync(Engine.connect)
+    try:
+        await _opened(engine, "text")
+        return await trace.measure(engine)
     finally:
         engine.close()
 
@@ -159,9 +167,14 @@ def main() -> None:
 def floors() -> None:
     """Measure ours against the floors, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("all", "trace"), default="all", help="trace: the stages alone")
     parser.add_argument("--quick", action="store_true", help="a third of the samples")
     parser.add_argument("--json", action="store_true", help="print the samples instead of the table")
     options = parser.parse_args()
+    if not options.json:
+        trace.show(anyio.run(traced))
+    if options.what == "trace":
+        return
     rows = anyio.run(lambda: measure(quick=options.quick))
     if options.json:
         json.dump(

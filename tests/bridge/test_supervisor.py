@@ -76,6 +76,10 @@ class Peer:
         await self.receive(Kind.READY)
 
 
+# As a str it takes 68 MiB, which is more than half of 128.
+WIDE = "\U0001f40d" + "x" * (17 << 20) + "end"
+
+
 class TestStart:
     async def test_the_first_thing_said_is_what_it_saw_of_itself(self, tmp_path: Path) -> None:
         async with supervisor(tmp_path) as (stream, _):
@@ -148,6 +152,24 @@ class TestContext:
             assert (await run(client, check)).result == "True"
             assert (await run(client, "import os; os._exit(0)")).status == "died"
             assert (await run(client, check)).result == "True"
+
+    @pytest.mark.parametrize(
+        ("context", "check"),
+        [
+            (WIDE, "(len(context), context[7], context.find('end'), type(context).__name__)"),
+            ([WIDE, "b"], "(len(context[0]), context[0][7], context[0].find('end'), type(context[0]).__name__)"),
+            ({"a": WIDE, "b": "b"}, "(len(context['a']), context['a'][7], context['a'].find('end'), 'LazyText')"),
+        ],
+        ids=["text", "list", "dict"],
+    )
+    async def test_one_that_memory_cannot_hold_is_read_from_its_file(
+        self, tmp_path: Path, context: Any, check: str
+    ) -> None:
+        policy = POLICY.override(["limits.memory_mb=128"])
+        async with bridge(tmp_path, context, policy=policy) as (client, _):
+            for _ in range(2):
+                assert (await run(client, check)).result == repr((len(WIDE), WIDE[7], len(WIDE) - 3, "LazyText"))
+                assert (await run(client, "import os; os._exit(0)")).status == "died"
 
     async def test_one_that_was_changed_is_not_served_again(self, tmp_path: Path) -> None:
         async with bridge(tmp_path, "the truth") as (client, _):

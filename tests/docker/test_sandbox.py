@@ -8,7 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.errors import ConfigurationError, ContextError
+from orchestrator import context as contexts
+from orchestrator.errors import ConfigurationError, ContextError, SandboxStartError
 from orchestrator.interpreter import Sandbox
 from orchestrator.sandbox import hardening
 from orchestrator.sandbox.controls import CONTROLS
@@ -17,6 +18,9 @@ from tests.support import policies
 from tests.support.live import POLICY, TIMEOUT, box, value
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
+
+# One character of four bytes makes a str take four for each: this one takes more than the box has.
+TOO_WIDE = "\U0001f40d" + "x" * (POLICY.limits.memory_mb // 4 << 20) + "end"
 
 
 class TestCells:
@@ -217,6 +221,31 @@ class TestContext:
     async def test_the_largest_that_is_allowed_fits(self, engine: Engine) -> None:
         async with box(engine, "limits.context_mb=8", context="x" * (8 << 20)) as opened:
             assert await value(opened, "len(context)") == 8 << 20
+
+    async def test_one_whose_str_memory_cannot_hold_is_read_from_its_file(self, engine: Engine) -> None:
+        async with box(engine, context=TOO_WIDE) as opened:
+            found = await value(opened, "(len(context), context.count('x'), context[:2], context.find('end'))")
+            assert found == (len(TOO_WIDE), len(TOO_WIDE) - 4, TOO_WIDE[:2], len(TOO_WIDE) - 3)
+            assert await value(opened, "next(m.span() for m in context.finditer('x{3}end'))") == (
+                len(TOO_WIDE) - 6,
+                len(TOO_WIDE),
+            )
+            assert (await opened.execute("context[:]")).error is not None
+            assert await value(opened, "len(context[10:1000])") == 990
+
+    async def test_made_into_a_str_the_same_context_ends_the_box(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(contexts, "lazy_most", lambda _context, _memory_mb: None)
+        with pytest.raises(SandboxStartError):
+            async with box(engine, context=TOO_WIDE):
+                pass
+
+    async def test_one_whose_file_memory_cannot_hold_is_refused(self, engine: Engine) -> None:
+        memory_mb = POLICY.limits.memory_mb
+        with pytest.raises(ContextError, match=f"memory_mb = {memory_mb} leaves"):
+            async with box(engine, context="x" * ((memory_mb - 90) << 20)):
+                pass
 
 
 class TestExceptions:

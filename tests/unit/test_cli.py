@@ -216,7 +216,7 @@ def test_version_names_package_and_protocol(cli: Run) -> None:
     code, out, err = cli("--version")
     assert (code, err) == (0, "")
     assert out.startswith("rlm-sandbox ")
-    assert out.endswith("(protocol 1)\n")
+    assert out.endswith("(protocol 2)\n")
 
 
 def test_the_help_says_what_the_defaults_are(cli: Run) -> None:

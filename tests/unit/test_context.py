@@ -102,3 +102,25 @@ def rebuilt(layout: dict[str, Any], data: bytes) -> contexts.Context:
         texts.append(data[start : start + size].decode())
         start += size
     return texts if layout["kind"] == "list" else dict(zip(layout["names"], texts, strict=True))
+
+
+class TestLazyMost:
+    """The rule by which a context is read from its file: file and texts together take more than half of the memory."""
+
+    @pytest.mark.parametrize(
+        ("context", "memory_mb", "most"),
+        [
+            ("", 128, None),
+            ("x" * (31 << 20), 128, None),  # 31 MiB of file and as many of str
+            ("x" * (33 << 20), 128, 16 << 20),
+            ("x" * (33 << 20), 256, None),
+            ("x" * (13 << 20) + "\U0001f40d", 128, 16 << 20),  # one wide character makes four bytes of each
+            (["x" * (13 << 20), "\U0001f40d"], 128, None),  # and only of its own text
+            ({"a": "x" * (20 << 20), "b": "é" * (13 << 20)}, 128, 16 << 20),
+        ],
+        ids=["empty", "fits", "too large", "more memory", "wide", "wide apart", "documents"],
+    )
+    def test_it_counts_the_file_and_what_each_text_takes(
+        self, context: contexts.Context, memory_mb: int, most: int | None
+    ) -> None:
+        assert contexts.lazy_most(context, memory_mb) == most

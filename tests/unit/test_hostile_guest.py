@@ -292,7 +292,7 @@ class TestMalformed:
             result = await cell(box, guest, lambda guest, _: guest.raw(struct.pack(">IB", length, 16) + b"x"), BOUND)
             assert (result.status, box._mux._decoder.buffered) == ("protocol_error", 0)
 
-    @pytest.mark.parametrize("kind", [Kind.READY, Kind.DIED, Kind.FAULT, Kind.RPC])
+    @pytest.mark.parametrize("kind", [Kind.READY, Kind.DIED, Kind.FAULT, Kind.RPC, Kind.BOUND])
     async def test_pf13_a_fact_is_no_place_for_megabytes(self, kind: Kind) -> None:
         await burnt(lambda guest, _: guest.raw(struct.pack(">IB", (1 << 20) + 2, kind)))
 

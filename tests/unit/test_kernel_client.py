@@ -442,7 +442,7 @@ class TestForgery:
         result = await outcome(lambda guest, _: guest.raw(data), bytewise=bytewise, timeout_s=3)
         assert (result.status, result.state_lost) == ("protocol_error", True)
 
-    @pytest.mark.parametrize("kind", [Kind.CUT, Kind.DIED, Kind.FAULT, Kind.READY, Kind.HELLO])
+    @pytest.mark.parametrize("kind", [Kind.CUT, Kind.DIED, Kind.FAULT, Kind.READY, Kind.HELLO, Kind.BOUND])
     @pytest.mark.parametrize("payload", [b"", b"[]", b"{", b'{"a":Infinity}', b'{"a":1e999}', b"\xff"], ids=str)
     async def test_facts_that_are_none_end_cell_and_box(self, kind: Kind, payload: bytes) -> None:
         assert (await outcome(lambda guest, _: guest.send(kind, payload), timeout_s=3)).status == "protocol_error"

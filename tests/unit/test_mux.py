@@ -178,6 +178,52 @@ class TestCalls:
             found = await answers(guest, 3 * WINDOW)
             assert sum("error" in head for head, _ in found.values()) == 2 * WINDOW
 
+    async def test_short_answers_that_are_ready_together_leave_in_one_piece(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        desk = Desk()
+        async with faced(desk) as (_, mux, guest):
+            sent: list[bytes] = []
+            original = mux._stream.send
+
+            async def send(data: bytes) -> None:
+                sent.append(data)
+                await original(data)
+
+            monkeypatch.setattr(mux._stream, "send", send)
+            identities = {await guest.call("llm_query", str(number)) for number in range(WINDOW)}
+            await anyio.wait_all_tasks_blocked()
+            desk.open.set()
+            assert set(await answers(guest, WINDOW)) == identities
+            assert len(sent) == 1
+
+    async def test_the_places_of_answers_are_free_while_their_piece_is_being_sent(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        desk = Desk()
+        async with faced(desk) as (_, mux, guest):
+            arriving, go_on = anyio.Event(), anyio.Event()
+            original = mux._stream.send
+
+            async def send(data: bytes) -> None:
+                await original(data)  # the box may have read all of it before the host learns that it was sent
+                arriving.set()
+                await go_on.wait()
+
+            monkeypatch.setattr(mux._stream, "send", send)
+            for number in range(WINDOW):
+                await guest.call("llm_query", str(number))
+            await anyio.wait_all_tasks_blocked()
+            desk.open.set()
+            with anyio.fail_after(BOUND):
+                await arriving.wait()
+            later = {await guest.call("llm_query", str(number)) for number in range(WINDOW)}
+            await anyio.wait_all_tasks_blocked()
+            assert len(desk.calls) == 2 * WINDOW
+            go_on.set()
+            found = await answers(guest, 2 * WINDOW)
+            assert all("result" in found[identity][0] for identity in later)
+
     async def test_concurrent_answers_do_not_mix(self) -> None:
         async with faced(open_desk()) as (_, _, guest):
             bodies = {await guest.call("llm_query", str(number) * 70_000): number for number in range(WINDOW - 1)}

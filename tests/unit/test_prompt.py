@@ -14,6 +14,7 @@ from orchestrator.ledger import Scope
 from orchestrator.policy import Policy
 from orchestrator.rlm import prompt
 from orchestrator.rlm.parse import ParsedReply, compiles, parse_reply
+from sandbox_image.lazy import LazyText
 from tests.support.fake_session import error
 
 LEFT = Scope.root(Policy().budget, clock=lambda: 0.0).remaining()
@@ -215,3 +216,27 @@ def test_a_direct_prompt_holds_question_and_documents() -> None:
     assert text.count("Who?") == 2
     assert "=== document: 2 ===\ny" in prompt.direct("Who?", ["x", "y"])
     assert "plain" in prompt.direct("Who?", "plain")
+
+
+def test_a_context_that_is_read_from_its_file_is_told_in_the_first_message_and_the_system_prompt() -> None:
+    told = prompt.first("q", describe("text"), LEFT, tag="ab12", lazy_most=5_000_000)
+    system = prompt.system(Policy(), levels=1, lazy_most=5_000_000)
+    assert "one `str`; it is too large to be held" in told
+    assert "at most 5,000,000 bytes" in system
+    assert "too large to be held" not in first("text") + prompt.system(Policy(), levels=1)
+    methods = re.findall(r"`(?:context)?\.?(\w+)(?:\(.*?\))?`", system[system.index("of this run is too large") :])
+    named = {
+        "find",
+        "rfind",
+        "index",
+        "count",
+        "startswith",
+        "endswith",
+        "lines",
+        "parts",
+        "finditer",
+        "search",
+        "findall",
+    }
+    assert named <= set(methods)
+    assert all(callable(getattr(LazyText, name)) for name in named)
