@@ -207,11 +207,12 @@ made > 100
             assert result.ok, result
             assert result.result == "True"
             assert {field.name for field in fields(ExecutionResult)} == {
-                *("status", "state_lost", "stdout", "stderr", "result", "error", "truncated", "elapsed_s", "detail")
+                *("status", "state_lost", "stdout", "stderr", "result", "error", "truncated", "elapsed_s", "detail"),
+                "ladder",
             }
             assert not [name for name in dir(opened) if "file" in name or "artifact" in name or "copy" in name]
             assert (await opened.execute("os._exit(0)")).status == "died"
             assert await value(opened, "import os; os.listdir('/tmp')") == []
         # No frame of the wire holds a file.
-        assert {kind.name for kind in mux.FROM_BOX} == {"KERNEL", "RPC", "HELLO", "READY", "CUT", "DIED", "FAULT"}
+        assert {kind.name for kind in mux.FROM_BOX} == {"KERNEL", "RPC", "HELLO", "READY", "BOUND", "CUT", "DIED", "FAULT"}
         assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - nobody waits

@@ -26,7 +26,7 @@ def missing() -> str:
     """Return why none can be started here, or nothing."""
     if os.geteuid() != 0:
         return "an engine of its own takes root"
-    absent = [program for program in ("dockerd", "containerd") if shutil.which(program) is None]
+    absent = [program for program in ("dockerd", "containerd", "unshare") if shutil.which(program) is None]
     return f"there is no {' and no '.join(absent)} to start" if absent else ""
 
 
@@ -49,7 +49,9 @@ class PrivateEngine:
             )
         options = ["--host", self._address, "--containerd", f"{below}/containerd.sock", "--pidfile", f"{below}/pid"]
         options += ["--data-root", f"{below}/data", "--exec-root", f"{below}/exec"]
-        self._dockerd = self._run("dockerd", *options, "--bridge", "none", "--iptables=false")
+        # In a network namespace of its own: there it may make of bridges what it will. One that is told to have none
+        # removes docker0, and with it the network of the machine's own engine.
+        self._dockerd = self._run("unshare", "--net", "dockerd", *options, "--bridge", "none", "--iptables=false")
         deadline = time.monotonic() + START_S
         while not self._answers():
             if time.monotonic() > deadline or self._dockerd.poll() is not None:
