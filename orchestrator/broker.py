@@ -24,6 +24,8 @@ a provider's message or a key. The words, and what the number is:
     the model did not answer (:class:`~orchestrator.errors.ModelError` and its kin)
 ``provider_down``
     the model's provider has failed so long that it is not asked for now: the seconds until it is
+``wrong_form``
+    the answer is not what the run's schema asks for: how many more attempts there are
 ``already_final``
     the run has its answer
 ``child_failed``
@@ -73,6 +75,9 @@ ChildHandler = Callable[[str, Context, int, Reservation], Awaitable[str]]
 It raises RpcRefusal to refuse, and LimitExceededError, ModelError or another RlmSandboxError as they come.
 """
 
+Accept = Callable[[str], Awaitable[None]]
+"""Judges an answer; raises RpcRefusal for one that is not to be taken."""
+
 METHODS: Final = ("llm_query", "batch_open", "batch_close", "rlm_query", "budget", "final")
 """All a box may call."""
 
@@ -103,6 +108,7 @@ class Broker:
         cell_ends: gives when the open cell will be stopped, on the event loop's clock.
         child: carries out child runs; None turns every ``rlm_query`` into a plain sub-call.
         complete: how a model is asked, retries included.
+        accept: judges the answer when the box hands it over; None takes any.
 
     Attributes:
         final: the run's answer, once the box has handed it over.
@@ -124,6 +130,7 @@ class Broker:
         complete: Complete = retry.complete,
         lane: Lane | None = None,
         cell_ends: Callable[[], float] = lambda: math.inf,
+        accept: Accept | None = None,
     ) -> None:
         self.final: str | None = None
         self.fatal: RlmSandboxError | None = None
@@ -133,6 +140,7 @@ class Broker:
         self._sub_model = sub_model
         self._open_named = open_named
         self._recorder = recorder
+        self._accept = accept
         self._child = child
         self._alive = policy.budget.children_alive
         self._subcalls = Subcalls(
@@ -190,7 +198,8 @@ class Broker:
     async def _answer(self, call: RpcCall) -> RpcReply:
         cell = self._books.admit(call)
         past = self._recorder.refusal(cell, call.method, self._books.nth(call))
-        if past is not None:
+        # An answer is judged anew, which costs nothing and counts what was wrong as it did then.
+        if past is not None and past.reason != "wrong_form":
             raise RpcRefusal(past.reason, past.message, limit=past.limit)
         method = self._methods.get(call.method)
         if method is None:
@@ -284,11 +293,17 @@ class Broker:
 
     async def _final(self, call: RpcCall, cell: int) -> RpcReply:
         answer = params.final_answer(call.params, call.body, self._limits)
-        if self.final is not None:
-            raise RpcRefusal("already_final", "the run has its answer already")
+        self._check_open()
+        if self._accept is not None:
+            await self._accept(answer)
+            self._check_open()  # another may have been accepted meanwhile
         self._recorder.emit(FinalSet(cell, answer))
         self.final = answer
         return RpcReply()
+
+    def _check_open(self) -> None:
+        if self.final is not None:
+            raise RpcRefusal("already_final", "the run has its answer already")
 
     def _request(self, prompt: str, max_tokens: int | None) -> ModelRequest:
         return ModelRequest((Message("user", prompt),), max_tokens or self._models.max_tokens)

@@ -37,6 +37,7 @@ class RunStarted(Event):
         depth: 0 for the run a person started, 1 for its children, and so on.
         origin: where context and models came from, as far as that is known: ``files``, ``unpack``, ``model``,
             ``sub_model``. With it a run can be resumed without being told again.
+        schema: JSON Schema that the answer must fit; None for an answer in words.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -47,6 +48,7 @@ class RunStarted(Event):
     sub_model: str
     depth: int
     origin: dict[str, Any] = field(default_factory=dict)
+    schema: Any = None
 
 
 @dataclass(frozen=True, slots=True)

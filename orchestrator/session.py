@@ -9,7 +9,7 @@ from typing import Protocol
 
 import anyio
 
-from orchestrator.broker import Broker
+from orchestrator.broker import Accept, Broker
 from orchestrator.context import Context
 from orchestrator.errors import RlmSandboxError
 from orchestrator.events import CellFinished, CellStarted, Recorder, SandboxClosed, SandboxOpened
@@ -193,7 +193,14 @@ class Session:
 
 @asynccontextmanager
 async def open_session(
-    *, policy: Policy, context: Context, scope: Scope, recorder: Recorder, backing: Backing, child: ChildRun | None
+    *,
+    policy: Policy,
+    context: Context,
+    scope: Scope,
+    recorder: Recorder,
+    backing: Backing,
+    child: ChildRun | None,
+    accept: Accept | None = None,
 ) -> AsyncIterator[Session]:
     """Open a box for one run.
 
@@ -204,6 +211,7 @@ async def open_session(
         recorder: the run's events.
         backing: what answers the box.
         child: carries out child runs; None turns every ``rlm_query`` into a plain sub-call.
+        accept: judges the answer; None takes any.
 
     Raises:
         ContextError: the context is larger than the policy allows.
@@ -229,6 +237,7 @@ async def open_session(
         complete=backing.complete,
         lane=backing.lane,
         cell_ends=lambda: session.cell_ends,
+        accept=accept,
     )
     container, reason = "", ""
     try:

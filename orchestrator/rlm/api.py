@@ -25,6 +25,7 @@ from orchestrator.models.circuit import Circuits
 from orchestrator.models.prices import PriceTable, names_of
 from orchestrator.models.spec import FORMS, default_spec, open_model
 from orchestrator.policy import Policy
+from orchestrator.rlm.form import AnswerForm
 from orchestrator.rlm.recursion import Resuming, Run, Tree
 from orchestrator.rlm.result import Result
 from orchestrator.rlm.resume import Resumable, answered, result_of
@@ -91,27 +92,32 @@ class RLM:
         self._open_box = open_box
         self._circuits = Circuits()
 
-    def complete(self, context: Context, query: str) -> Result:
+    def complete(self, context: Context, query: str, schema: object = None) -> Result:
         """Answer ``query`` over ``context`` and wait for it; works inside a running event loop (a notebook), too.
 
         Args:
             context: a text, a list of texts, or a dict of name to text. Lone surrogates, which UTF-8 cannot carry,
                 become ``?``.
             query: the question; a str.
+            schema: what the answer must be: a JSON Schema (a dict), or a type that pydantic knows, such as a model, a
+                dataclass or ``list[int]``. The root model is told; an answer that does not fit goes back to it with
+                what is wrong, three times. :attr:`Result.value` is then the object. None asks for a text.
 
         Returns:
             How it went. A run that began has a result, whatever befell it; see :attr:`Result.status`.
 
         Raises:
-            ConfigurationError: the context, the query or a model's spec is not usable, or a provider's key is not set.
+            ConfigurationError: the context, the query, the schema or a model's spec is not usable, or a provider's key
+                is not set.
             JournalError: the journal cannot be made.
         """
-        return _now(partial(self.acomplete, context, query))
+        return _now(partial(self.acomplete, context, query, schema))
 
     async def acomplete(
         self,
         context: Context,
         query: str,
+        schema: object = None,
         *,
         stop: anyio.Event | None = None,
         origin: Mapping[str, Any] | None = None,
@@ -121,14 +127,15 @@ class RLM:
         Args:
             context: a text, a list of texts, or a dict of name to text.
             query: the question.
+            schema: what the answer must be.
             stop: when set, the run ends at once: the result has the status ``failed``, the reason ``interrupted`` and
                 the best partial answer. Cancelling the call ends the run as well and records the same, but returns
                 nothing.
             origin: where the context came from, for the journal (see :class:`orchestrator.events.RunStarted`).
         """
-        return await self._complete(context, query, self._on_event, stop, origin)
+        return await self._complete(context, query, schema, self._on_event, stop, origin=origin)
 
-    def stream(self, context: Context, query: str) -> AbstractAsyncContextManager[RunStream]:
+    def stream(self, context: Context, query: str, schema: object = None) -> AbstractAsyncContextManager[RunStream]:
         """Answer ``query`` over ``context`` while its events are read.
 
         In use::
@@ -146,10 +153,11 @@ class RLM:
         Args:
             context: as of :meth:`complete`.
             query: as of :meth:`complete`.
+            schema: as of :meth:`complete`.
         """
 
         async def begin(sink: Sink, stop: anyio.Event) -> Result:
-            return await self._complete(context, query, _both(self._on_event, sink), stop)
+            return await self._complete(context, query, schema, _both(self._on_event, sink), stop)
 
         return streamed(begin)
 
@@ -157,15 +165,18 @@ class RLM:
         self,
         context: Context,
         query: str,
+        schema: object,
         sink: Sink | None,
         stop: anyio.Event | None,
+        *,
         origin: Mapping[str, Any] | None = None,
     ) -> Result:
         context, query = check(context), _checked(query)
+        form = None if schema is None else AnswerForm(schema)
         origin = {"model": _spec(self._model), "sub_model": _spec(self._sub_model), **(origin or {})}
         async with self._tree(self.policy, self._journal, sink, redact=self._redact) as tree:
             scope = Scope.root(self.policy.budget)
-            run = Run(tree, scope, self.policy, context, query, new_run_id(), origin=origin)
+            run = Run(tree, scope, self.policy, context, query, new_run_id(), origin=origin, form=form)
             return await run.complete(stop)
 
     def resume(
@@ -219,7 +230,8 @@ class RLM:
         policy = run.rest
         async with self._tree(policy, run.tape.path.parent, self._on_event) as tree:
             scope = Scope.root(policy.budget)
-            return await Run(tree, scope, policy, context, run.query, run.tape.run, past=past).complete(stop)
+            its = Run(tree, scope, policy, context, run.query, run.tape.run, past=past, form=run.form)
+            return await its.complete(stop)
 
     @asynccontextmanager
     async def _tree(

@@ -24,6 +24,7 @@ Name = Literal[
     "one_process",
     "lazy",
     "first",
+    "form",
     "observation",
     "no_code",
     "last_turn",
@@ -120,7 +121,13 @@ def system(policy: Policy, *, levels: int, lazy_most: int | None = None) -> str:
 
 
 def first(
-    query: str, info: ContextInfo, left: Mapping[str, int | float], *, tag: str, lazy_most: int | None = None
+    query: str,
+    info: ContextInfo,
+    left: Mapping[str, int | float],
+    *,
+    tag: str,
+    lazy_most: int | None = None,
+    schema: str = "",
 ) -> str:
     """Return the first message: the question, and the facts of a context that is itself never sent.
 
@@ -130,10 +137,11 @@ def first(
         left: what the ledger has left, by policy key.
         tag: word around everything the box says in later messages, unknown to the box.
         lazy_most: as of :func:`system`.
+        schema: JSON Schema of the answer; empty for an answer in words.
     """
-    return render(
-        "first", query=query, context=describe(info, lazy=lazy_most is not None), limits=budget_line(left), tag=tag
-    )
+    form = f"{render('form', schema=schema)}\n" if schema else ""
+    context = describe(info, lazy=lazy_most is not None)
+    return render("first", query=query, context=context, limits=budget_line(left), form=form, tag=tag)
 
 
 def describe(info: ContextInfo, *, lazy: bool = False) -> str:
@@ -269,11 +277,17 @@ def last_turn(key: str) -> str:
     return render("last_turn", budget=_BUDGETS.get(key, key)).rstrip("\n")
 
 
-def direct(query: str, context: Context) -> str:
+def wrong_form(complaint: str) -> str:
+    """Return what is said of an answer that was given in words and does not have its form."""
+    return f"[Your answer does not have the form that is asked for:\n{complaint}\nGive it again.]"
+
+
+def direct(query: str, context: Context, *, schema: str = "") -> str:
     """Return the one message of a run that answers without a box."""
     if isinstance(context, str):
         text = context
     else:
         named = context.items() if isinstance(context, dict) else enumerate(context, 1)
         text = "\n\n".join(f"=== document: {one_line(str(name), NAME_CHARS)} ===\n{part}" for name, part in named)
-    return render("direct", query=query, context=text)
+    form = f"\n{render('form', schema=schema)}" if schema else ""
+    return render("direct", query=query, context=text, form=form)
