@@ -92,6 +92,8 @@ class AnswerForm:
             problems = self._problems(value)
         except RecursionError:
             problems = ["it nests too deeply"]
+        except Exception as error:  # noqa: BLE001 - a reference that leads nowhere, or the author's own validator
+            problems = [f"it cannot be checked there: {type(error).__name__}"]
         if isinstance(problems, list):
             told = [f"- {one_line(problem, _PROBLEM_CHARS)}" for problem in problems[:PROBLEMS_TOLD]]
             if len(problems) > PROBLEMS_TOLD:
@@ -189,6 +191,7 @@ def _by_pydantic(adapter: TypeAdapter[Any], value: Any) -> list[str] | tuple[Any
 def _validator(schema: Any) -> Any:
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator, extend, validator_for
+    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
     kind: Any = validator_for(schema, default=Draft202012Validator)
     kind = extend(kind, {"pattern": _by_pattern})  # type: ignore[no-untyped-call]
@@ -197,14 +200,14 @@ def _validator(schema: Any) -> Any:
         _check_patterns(schema)
         # What it cannot be checked against now, such as a reference that leads nowhere, must not end a run later.
         json.dumps(schema)
-        list(kind(schema).iter_errors(None))
+        list(kind(schema, registry=REGISTRY).iter_errors(None))
     except SchemaError as error:
         raise ConfigurationError(
             f"the answer's schema is no JSON Schema: at {error.json_path}: {error.message}"
         ) from None
     except Exception as error:
         raise ConfigurationError(f"the answer's schema cannot be used: {error}") from error
-    return kind(schema)
+    return kind(schema, registry=REGISTRY)  # which fetches nothing, whatever a reference names
 
 
 def _by_pattern(_validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[Exception]:

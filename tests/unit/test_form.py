@@ -6,12 +6,12 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from orchestrator.errors import ConfigurationError
 from orchestrator.rlm.form import MAX_WRONG, PROBLEMS_TOLD, AnswerCheck, AnswerForm, FormError, unfenced
@@ -201,3 +201,20 @@ async def test_what_a_run_has_so_far_may_have_any_form() -> None:
 )
 def test_a_fence_around_a_whole_reply_is_no_part_of_it(reply: str, text: str) -> None:
     assert unfenced(reply) == text
+
+
+def refuse_all(value: object) -> object:
+    raise KeyError(value)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"items": {"$ref": "#/nowhere"}},
+        {"items": {"$ref": "https://example.com/schema"}},
+        list[Annotated[int, AfterValidator(refuse_all)]],
+    ],
+)
+def test_what_cannot_be_checked_is_told_and_ends_nothing(schema: Any) -> None:
+    with pytest.raises(FormError, match="it cannot be checked there"):
+        AnswerForm(schema).value("[1]")
