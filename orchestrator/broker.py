@@ -4,7 +4,7 @@ A refusal holds a stable word, perhaps a number, and one plain sentence; never a
 a provider's message or a key. The words, and what the number is:
 
 ``calls``, ``tokens``, ``cost_usd``, ``children``, ``children_alive``, ``depth``, ``wall_s``, ``bytes_in``,
-``bytes_out``, ``journal_mb``
+``bytes_out``, ``tool_calls``, ``journal_mb``
     that budget of the policy does not allow it: what is left; for a batch, how many prompts would fit
 ``overbilled``
     a provider billed more than a request can cost at worst; the run can spend no more
@@ -26,6 +26,10 @@ a provider's message or a key. The words, and what the number is:
     the model's provider has failed so long that it is not asked for now: the seconds until it is
 ``wrong_form``
     the answer is not what the run's schema asks for: how many more attempts there are
+``unknown_tool``, ``invalid_arguments``, ``arguments_too_large``
+    no such tool; not the arguments it takes; the bytes of JSON that are allowed
+``tool_failed``, ``result_too_large``
+    the tool raised something; the bytes of JSON that its result may have
 ``already_final``
     the run has its answer
 ``child_failed``
@@ -64,6 +68,8 @@ from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
 from orchestrator.subcalls import Subcalls
 from orchestrator.text import cut_to_bytes, size
+from orchestrator.toolcalls import Toolcalls
+from orchestrator.tools import Toolbox
 from orchestrator.traffic import Lane
 from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 
@@ -78,7 +84,7 @@ It raises RpcRefusal to refuse, and LimitExceededError, ModelError or another Rl
 Accept = Callable[[str], Awaitable[None]]
 """Judges an answer; raises RpcRefusal for one that is not to be taken."""
 
-METHODS: Final = ("llm_query", "batch_open", "batch_close", "rlm_query", "budget", "final")
+METHODS: Final = ("llm_query", "batch_open", "batch_close", "rlm_query", "tool", "budget", "final")
 """All a box may call."""
 
 _KIB: Final = 1024
@@ -109,6 +115,8 @@ class Broker:
         child: carries out child runs; None turns every ``rlm_query`` into a plain sub-call.
         complete: how a model is asked, retries included.
         accept: judges the answer when the box hands it over; None takes any.
+        tools: functions of the caller's that the box may call.
+        tool_limiter: of calls of tools under way, one for the whole tree of runs.
 
     Attributes:
         final: the run's answer, once the box has handed it over.
@@ -131,6 +139,8 @@ class Broker:
         lane: Lane | None = None,
         cell_ends: Callable[[], float] = lambda: math.inf,
         accept: Accept | None = None,
+        tools: Toolbox | None = None,
+        tool_limiter: anyio.CapacityLimiter | None = None,
     ) -> None:
         self.final: str | None = None
         self.fatal: RlmSandboxError | None = None
@@ -152,6 +162,15 @@ class Broker:
             cell_ends=cell_ends,
             price_caps=policy.models.price_caps,
             memo=Memo() if policy.models.memo else None,
+        )
+        self._tools = Toolcalls(
+            tools or {},
+            scope=scope,
+            recorder=recorder,
+            limiter=tool_limiter or anyio.CapacityLimiter(policy.models.in_flight),
+            max_bytes=policy.limits.frame_kb * _KIB,
+            timeout_s=policy.limits.call_timeout_s,
+            cell_ends=cell_ends,
         )
         self._books = CellBooks()
         self._refusals = RefusalLog(recorder)
@@ -285,6 +304,11 @@ class Broker:
             text = cut_to_bytes(answer, most)
             room.settle(Amount(bytes_in=size(text)))
         return text
+
+    async def _tool(self, call: RpcCall, cell: int) -> RpcReply:
+        name = params.tool_call(call.params, call.body, self._limits)
+        self._check_running()
+        return await self._tools.call(name, call.body, cell)
 
     async def _budget(self, call: RpcCall, _cell: int) -> RpcReply:
         params.nothing(call.params, call.body)

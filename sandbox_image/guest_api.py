@@ -78,6 +78,21 @@ class GuestApi:
             "FailedQuery": FailedQuery,
         }
 
+    def tools(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the functions behind which stand those of the host, by name."""
+        return {name: self._tool(name) for name in names}
+
+    def _tool(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return json.loads(self._connection.call("tool", {"name": name}, _arguments(args, kwargs))[1])
+
+        async def aio(*args: Any, **kwargs: Any) -> Any:
+            return json.loads((await self._connection.acall("tool", {"name": name}, _arguments(args, kwargs)))[1])
+
+        call.__name__ = call.__qualname__ = name
+        call.__doc__ = "A function of the host; arguments and result are plain data. Raises QueryRefused when it fails."
+        return _with_aio(call, aio)
+
     def llm_query(
         self, prompt: str, *, model: str | None = None, max_tokens: int | None = None, schema: Schema | None = None
     ) -> Any:
@@ -337,6 +352,10 @@ def _prompt(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a prompt is a str, not {type(value).__name__}")
     return value
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    return json.dumps({"args": args, "kwargs": kwargs}, ensure_ascii=False, allow_nan=False)
 
 
 def _options(model: str | None, max_tokens: int | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from orchestrator.rlm.result import Result
 from orchestrator.rlm.resume import Resumable, answered, result_of
 from orchestrator.rlm.stream import RunStream, streamed
 from orchestrator.session import Backing, OpenBox, open_sandbox
+from orchestrator.tools import toolbox
 from orchestrator.traffic import Lane, Limits
 from orchestrator.trajectory.replay import OnDivergence
 
@@ -64,9 +65,15 @@ class RLM:
         redact: the journals hold lengths and hashes in the place of prompts, answers, code, output and the question;
             such a run cannot be resumed.
         open_box: opens the sandbox of each run.
+        tools: functions, sync or async, that code in the sandbox may call by their names, as it calls ``llm_query``.
+            Every parameter is annotated with what pydantic knows; the root model is told signature and docstring. What
+            arrives is checked strictly, but the code that calls is hostile: a tool is what *it* may do. A function that
+            is not async is called in a thread, several at once; one that hangs is given up, and its thread left.
+        child_tools: those of child runs; none by default, whatever ``tools`` holds.
 
     Raises:
-        ConfigurationError: ``model`` or ``sub_model`` is neither a spec nor a Model, or ``redact`` has no journal.
+        ConfigurationError: ``model`` or ``sub_model`` is neither a spec nor a Model, ``redact`` has no journal, or a
+            function cannot be a tool.
         PolicyError: the policy does not load.
     """
 
@@ -80,6 +87,8 @@ class RLM:
         *,
         redact: bool = False,
         open_box: OpenBox = open_sandbox,
+        tools: Iterable[Callable[..., Any]] = (),
+        child_tools: Iterable[Callable[..., Any]] = (),
     ) -> None:
         if redact and journal is None:
             raise ConfigurationError("redact is about the journal, and there is none: name its folder with journal=")
@@ -91,6 +100,7 @@ class RLM:
         self._redact = redact
         self._open_box = open_box
         self._circuits = Circuits()
+        self._tools, self._child_tools = toolbox(tools), toolbox(child_tools)
 
     def complete(self, context: Context, query: str, schema: object = None) -> Result:
         """Answer ``query`` over ``context`` and wait for it; works inside a running event loop (a notebook), too.
@@ -201,8 +211,9 @@ class RLM:
     ) -> Result:
         """Go on with a run that was cut off or ended at a limit.
 
-        Its policy and its question are those of its journal, which is continued; this object's models are asked for
-        what is not in it. A run that was answered returns its answer.
+        Its policy, its question and the schema of its answer are those of its journal, which is continued; this
+        object's models are asked for, and its tools called for, what is not in it. A call of a tool that was cut off
+        is made again. A run that was answered returns its answer.
 
         Args:
             journal: the file.
@@ -214,7 +225,7 @@ class RLM:
 
         Raises:
             JournalError: the journal cannot be read or continued, or somebody else is writing it.
-            ResumeError: the context is another one.
+            ResumeError: the context is another one, or a tool that the run had is not given.
             ConfigurationError: a setting or the context is not usable, or no wall time is left.
         """
         if on_divergence not in get_args(OnDivergence):
@@ -225,7 +236,7 @@ class RLM:
         run = await to_thread.run_sync(Resumable.of, Path(journal), settings)
         if answered(run.tape):
             return result_of(run.tape)
-        await to_thread.run_sync(run.check, context)
+        await to_thread.run_sync(run.check, context, self._tools)
         past = Resuming(run.tape, on_divergence)
         policy = run.rest
         async with self._tree(policy, run.tape.path.parent, self._on_event) as tree:
@@ -252,8 +263,9 @@ class RLM:
                 open_box=self._open_box,
                 lane=Lane(Limits.of(policy.models)),
                 complete=partial(retry.complete, circuits=self._circuits),
+                tool_limiter=anyio.CapacityLimiter(policy.models.in_flight),
             )
-            yield Tree(root, backing, journal, sink, redact)
+            yield Tree(root, backing, journal, sink, redact, self._tools, self._child_tools)
 
 
 class _Models:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from string import Template
+from textwrap import indent
 from typing import Literal
 
 from orchestrator.context import Context, ContextInfo
@@ -16,10 +17,12 @@ from orchestrator.kernel.result import ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.rlm.parse import ParsedReply
 from orchestrator.text import counted, head_and_tail, json_text, one_line, printable
+from orchestrator.tools import Tool
 
 Name = Literal[
     "system",
     "rlm_query",
+    "tools",
     "models",
     "one_process",
     "lazy",
@@ -73,6 +76,7 @@ _BUDGETS = {
     "wall_s": "time",
     "bytes_in": "bytes of answers",
     "bytes_out": "bytes of prompts",
+    "tool_calls": "calls of tools",
 }
 
 
@@ -94,16 +98,24 @@ def _load(name: str) -> Template:
     return Template((PROMPTS / f"{name}.md").read_text(encoding="utf-8"))
 
 
-def system(policy: Policy, *, levels: int, lazy_most: int | None = None) -> str:
+def system(
+    policy: Policy, *, levels: int, lazy_most: int | None = None, tools: Mapping[str, Tool] | None = None
+) -> str:
     """Return the standing instructions; the same for every run of a policy, so that a provider can cache them.
 
     Args:
         policy: of the run.
         levels: how many levels of child runs are allowed below this one.
         lazy_most: bytes of a context too large to be held that may become a ``str`` at a time; None for all others.
+        tools: functions of the host that the box may call.
     """
     limits = policy.limits
     optional = render("rlm_query") if levels else ""
+    if tools:
+        told = "\n".join(
+            indent(f"- {tool.description}", "    ").replace("    - ", "  - ", 1) for tool in tools.values()
+        )
+        optional += render("tools", tools=told, in_flight=policy.models.in_flight)
     if policy.models.allowed:
         optional += render("models", names=", ".join(json_text(name) for name in policy.models.allowed))
     if not policy.sandbox.allow_subprocess:

@@ -50,6 +50,7 @@ from orchestrator.rlm.places import Places
 from orchestrator.rlm.result import Outcome, Result, limit_reached
 from orchestrator.session import Backing, ChildCall, open_session
 from orchestrator.text import cut_to_bytes
+from orchestrator.tools import Toolbox
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.replay import OnDivergence, Replay
 from orchestrator.trajectory.tape import Bill, Tape
@@ -73,6 +74,8 @@ class Tree:
         journal: folder of the journals, one a run; None keeps none.
         sink: hears the events of every run.
         redact: the journals hold lengths and hashes in the place of texts.
+        tools: functions that the box of the first run may call.
+        child_tools: those that the boxes of its children may.
     """
 
     root_model: Model
@@ -80,6 +83,8 @@ class Tree:
     journal: Path | None = None
     sink: Sink | None = None
     redact: bool = False
+    tools: Toolbox = field(default_factory=dict)
+    child_tools: Toolbox = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -193,10 +198,13 @@ class Run:
         models = self.policy.models
         names = self.tree.root_model.name, self.tree.backing.sub_model.name
         facts = self.policy.model_dump(mode="json")
+        tools = self.tree.tools if self.parent is None else self.tree.child_tools
         schema = None if self.form is None else self.form.schema
-        recorder.emit(RunStarted(self.query, info.to_dict(), facts, *names, self.scope.depth, self.origin, schema))
+        recorder.emit(
+            RunStarted(self.query, info.to_dict(), facts, *names, self.scope.depth, self.origin, schema, tuple(tools))
+        )
         check = AnswerCheck(self.form)
-        if info.characters < models.direct_below_chars:
+        if info.characters < models.direct_below_chars and not tools:
             return await self._answer_directly(recorder, check)
         session = open_session(
             policy=self.policy,
@@ -206,13 +214,14 @@ class Run:
             backing=self.tree.backing,
             child=Children(self, recorder),
             accept=None if self.form is None else check.accept,
+            tools=tools,
         )
         async with session as cells:
             left = self.scope.remaining()
             tag = hashlib.sha256(self.id.encode()).hexdigest()[:8]
             most = lazy_most(self.context, self.policy.limits.memory_mb)
             first = prompt.first(self.query, info, left, tag=tag, lazy_most=most, schema=self._schema)
-            system = prompt.system(self.policy, levels=int(left["depth"]), lazy_most=most)
+            system = prompt.system(self.policy, levels=int(left["depth"]), lazy_most=most, tools=tools)
             conversation = self._converse(recorder, system, first)
             limits, wall_s = self.policy.limits, self.policy.budget.wall_s
             self._loop = Loop(conversation, cells, self.scope, limits, wall_s, recorder, tag, check)

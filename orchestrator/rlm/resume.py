@@ -6,7 +6,7 @@ are answered from the journal, and the run goes on live where the record ends. N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,16 @@ class Resumable:
             )
         return cls(tape, policy, tape.started["query"], form_of(tape))
 
-    def check(self, context: Context) -> None:
-        """Check that a context is the run's own.
+    def check(self, context: Context, tools: Collection[str] = ()) -> None:
+        """Check that a context is the run's own, and that the tools it had are there.
 
         Raises:
-            ResumeError: it is another one.
+            ResumeError: it is another one, or one is missing.
         """
+        missing = [name for name in self.tape.started.get("tools", ()) if name not in tools]
+        if missing:
+            told = ", ".join(missing)
+            raise ResumeError(f"the run had tools that are not given now: {told}; from Python, RLM(tools=…) gives them")
         then, now = self.tape.started["context"], describe(context)
         if then["sha256"] != now.sha256 or then["kind"] != now.kind:
             raise ResumeError(

@@ -720,3 +720,29 @@ def test_a_budget_that_ends_between_the_rounds_of_a_batch_loses_only_what_was_le
     first, second = api.llm_query_batched(["a", "b"], schema=NUMBER)
     assert first == {"n": 1}
     assert (type(second), second.reason) == (FailedQuery, "calls")
+
+
+# Functions of the host ------------------------------------------------------------------------------------------------
+
+
+def test_a_function_of_the_host_is_called_like_any_other(host: FakeHost, api: GuestApi) -> None:
+    host.answer = lambda _head, body: ({"result": {}}, body)
+    lookup = api.tools(["lookup"])["lookup"]
+    assert lookup("é", 2, most=[None]) == {"args": ["é", 2], "kwargs": {"most": [None]}}
+    assert asyncio.run(lookup.aio("x")) == {"args": ["x"], "kwargs": {}}
+    assert host.params("tool") == [{"name": "lookup"}] * 2
+    assert lookup.__name__ == "lookup"
+
+
+@pytest.mark.parametrize("argument", [object(), float("nan"), b"bytes"])
+def test_what_is_no_plain_data_never_leaves(host: FakeHost, api: GuestApi, argument: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        api.tools(["lookup"])["lookup"](argument)
+    assert host.calls == []
+
+
+def test_its_failure_is_a_refusal(host: FakeHost, api: GuestApi) -> None:
+    host.answer = lambda _head, _body: refusal("tool_failed")
+    with pytest.raises(QueryRefused) as caught:
+        api.tools(["lookup"])["lookup"]()
+    assert caught.value.reason == "tool_failed"
