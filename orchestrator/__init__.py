@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.rlm.api import RLM
     from orchestrator.rlm.result import Result
     from orchestrator.rlm.stream import RunStream
+    from orchestrator.tools import ToolError
     from orchestrator.trajectory.journal import read as read_journal
     from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 
@@ -55,6 +56,7 @@ _HOMES = {
     "RunStream": "rlm.stream",
     "Sandbox": "interpreter",
     "SandboxError": "errors",
+    "ToolError": "tools",
     "Usage": "models.base",
     "load_context": "documents.load",
     "read_journal": "trajectory.journal:read",
@@ -82,6 +84,7 @@ __all__ = [
     "RunStream",
     "Sandbox",
     "SandboxError",
+    "ToolError",
     "Usage",
     "__version__",
     "load_context",

@@ -26,6 +26,7 @@ _BUDGETS = {
     "turns": "turns",
     "bytes_in": "bytes_in",
     "bytes_out": "bytes_out",
+    "tool_calls": "tool_calls",
 }
 
 
@@ -46,6 +47,7 @@ class _Fields(NamedTuple):
     turns: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    tool_calls: int = 0
 
 
 class Amount(_Fields):
@@ -59,6 +61,7 @@ class Amount(_Fields):
         turns: root turns; they count in their own run's scope alone.
         bytes_in: UTF-8 of answers that went into a box.
         bytes_out: UTF-8 of prompts and contexts that came out of one.
+        tool_calls: calls of host tools.
 
     Raises:
         ValueError: a field is not a whole number, or is negative.
@@ -117,6 +120,7 @@ class Amount(_Fields):
             "turns": self.turns,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
+            "tool_calls": self.tool_calls,
         }
 
     @classmethod
@@ -130,6 +134,7 @@ class Amount(_Fields):
             turns=budget.turns,
             bytes_in=budget.bytes_in,
             bytes_out=budget.bytes_out,
+            tool_calls=budget.tool_calls,
         )
 
 
@@ -163,7 +168,7 @@ class Bill:
         return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
 
 
-_FROM_AMOUNT = ("calls", "tokens", "cost_nano", "turns", "bytes_in", "bytes_out")
+_FROM_AMOUNT = ("calls", "tokens", "cost_nano", "turns", "bytes_in", "bytes_out", "tool_calls")
 _amount_told = operator.attrgetter(*_FROM_AMOUNT)
 OVERBILLED = "overbilled"
 _NO_BILL = Bill(model="")
@@ -218,7 +223,8 @@ class Account:
         """Return the budget that is used up so that nothing can leave the host any more, or that a bill has passed.
 
         Money alone is not used up by its last cent: a model without a price still answers. Nor are turns and children:
-        the cell of the last turn may still make its sub-calls. Nor bytes: the root model needs none for its last word.
+        the cell of the last turn may still make its sub-calls. Nor bytes and calls of tools: the root model needs none
+        for its last word.
         """
         limit, spent = self.limit, self.spent
         if spent.calls >= limit.calls:

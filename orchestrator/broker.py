@@ -4,7 +4,7 @@ A refusal holds a stable word, perhaps a number, and one plain sentence; never a
 a provider's message or a key. The words, and what the number is:
 
 ``calls``, ``tokens``, ``cost_usd``, ``children``, ``children_alive``, ``depth``, ``wall_s``, ``bytes_in``,
-``bytes_out``, ``journal_mb``
+``bytes_out``, ``tool_calls``, ``journal_mb``
     that budget of the policy does not allow it: what is left; for a batch, how many prompts would fit
 ``overbilled``
     a provider billed more than a request can cost at worst; the run can spend no more
@@ -24,6 +24,12 @@ a provider's message or a key. The words, and what the number is:
     the model did not answer (:class:`~orchestrator.errors.ModelError` and its kin)
 ``provider_down``
     the model's provider has failed so long that it is not asked for now: the seconds until it is
+``wrong_form``
+    the answer is not what the run's schema asks for: how many more attempts there are
+``unknown_tool``, ``invalid_arguments``, ``arguments_too_large``
+    no such tool; not the arguments it takes; the bytes of JSON that are allowed
+``tool_failed``, ``result_too_large``
+    the tool raised something; the bytes of JSON that its result may have
 ``already_final``
     the run has its answer
 ``child_failed``
@@ -62,6 +68,8 @@ from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
 from orchestrator.subcalls import Subcalls
 from orchestrator.text import cut_to_bytes, size
+from orchestrator.toolcalls import Toolcalls
+from orchestrator.tools import Toolbox
 from orchestrator.traffic import Lane
 from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 
@@ -73,7 +81,10 @@ ChildHandler = Callable[[str, Context, int, Reservation], Awaitable[str]]
 It raises RpcRefusal to refuse, and LimitExceededError, ModelError or another RlmSandboxError as they come.
 """
 
-METHODS: Final = ("llm_query", "batch_open", "batch_close", "rlm_query", "budget", "final")
+Accept = Callable[[str], Awaitable[None]]
+"""Judges an answer; raises RpcRefusal for one that is not to be taken."""
+
+METHODS: Final = ("llm_query", "batch_open", "batch_close", "rlm_query", "tool", "budget", "final")
 """All a box may call."""
 
 _KIB: Final = 1024
@@ -103,6 +114,9 @@ class Broker:
         cell_ends: gives when the open cell will be stopped, on the event loop's clock.
         child: carries out child runs; None turns every ``rlm_query`` into a plain sub-call.
         complete: how a model is asked, retries included.
+        accept: judges the answer when the box hands it over; None takes any.
+        tools: functions of the caller's that the box may call.
+        tool_limiter: of calls of tools under way, one for the whole tree of runs.
 
     Attributes:
         final: the run's answer, once the box has handed it over.
@@ -124,6 +138,9 @@ class Broker:
         complete: Complete = retry.complete,
         lane: Lane | None = None,
         cell_ends: Callable[[], float] = lambda: math.inf,
+        accept: Accept | None = None,
+        tools: Toolbox | None = None,
+        tool_limiter: anyio.CapacityLimiter | None = None,
     ) -> None:
         self.final: str | None = None
         self.fatal: RlmSandboxError | None = None
@@ -133,6 +150,7 @@ class Broker:
         self._sub_model = sub_model
         self._open_named = open_named
         self._recorder = recorder
+        self._accept = accept
         self._child = child
         self._alive = policy.budget.children_alive
         self._subcalls = Subcalls(
@@ -144,6 +162,15 @@ class Broker:
             cell_ends=cell_ends,
             price_caps=policy.models.price_caps,
             memo=Memo() if policy.models.memo else None,
+        )
+        self._tools = Toolcalls(
+            tools or {},
+            scope=scope,
+            recorder=recorder,
+            limiter=tool_limiter or anyio.CapacityLimiter(policy.models.in_flight),
+            max_bytes=policy.limits.frame_kb * _KIB,
+            timeout_s=policy.limits.call_timeout_s,
+            cell_ends=cell_ends,
         )
         self._books = CellBooks()
         self._refusals = RefusalLog(recorder)
@@ -190,7 +217,8 @@ class Broker:
     async def _answer(self, call: RpcCall) -> RpcReply:
         cell = self._books.admit(call)
         past = self._recorder.refusal(cell, call.method, self._books.nth(call))
-        if past is not None:
+        # An answer is judged anew, which costs nothing and counts what was wrong as it did then.
+        if past is not None and past.reason != "wrong_form":
             raise RpcRefusal(past.reason, past.message, limit=past.limit)
         method = self._methods.get(call.method)
         if method is None:
@@ -277,6 +305,11 @@ class Broker:
             room.settle(Amount(bytes_in=size(text)))
         return text
 
+    async def _tool(self, call: RpcCall, cell: int) -> RpcReply:
+        name = params.tool_call(call.params, call.body, self._limits)
+        self._check_running()
+        return await self._tools.call(name, call.body, cell)
+
     async def _budget(self, call: RpcCall, _cell: int) -> RpcReply:
         params.nothing(call.params, call.body)
         await self._books.pace()
@@ -284,11 +317,17 @@ class Broker:
 
     async def _final(self, call: RpcCall, cell: int) -> RpcReply:
         answer = params.final_answer(call.params, call.body, self._limits)
-        if self.final is not None:
-            raise RpcRefusal("already_final", "the run has its answer already")
+        self._check_open()
+        if self._accept is not None:
+            await self._accept(answer)
+            self._check_open()  # another may have been accepted meanwhile
         self._recorder.emit(FinalSet(cell, answer))
         self.final = answer
         return RpcReply()
+
+    def _check_open(self) -> None:
+        if self.final is not None:
+            raise RpcRefusal("already_final", "the run has its answer already")
 
     def _request(self, prompt: str, max_tokens: int | None) -> ModelRequest:
         return ModelRequest((Message("user", prompt),), max_tokens or self._models.max_tokens)

@@ -144,6 +144,20 @@ def final_answer(params: dict[str, Any], body: str, limits: Limits) -> str:
     return body
 
 
+def tool_call(params: dict[str, Any], body: str, limits: Limits) -> str:
+    """Decode ``tool``, and return the tool's name; its arguments are the body, and the tool's to judge.
+
+    Raises:
+        RpcRefusal: ``invalid_params`` or ``arguments_too_large``.
+    """
+    _only(params, "name")
+    name = _word(params, "name")
+    if name is None:
+        raise invalid("name is missing")
+    check_size(body, limits.frame_kb * _KIB, "arguments", verb="have")
+    return name
+
+
 def nothing(params: dict[str, Any], body: str) -> None:
     """Decode a method that takes nothing.
 
@@ -215,14 +229,14 @@ def whole(params: dict[str, Any], name: str, low: int, high: int) -> int:
     return value
 
 
-def check_size(text: str, most: int, what: str) -> None:
+def check_size(text: str, most: int, what: str, *, verb: str = "has") -> None:
     """Refuse a text of more than ``most`` bytes of UTF-8.
 
     Raises:
         RpcRefusal: ``prompt_too_large`` and the like, with ``most`` as limit.
     """
     if len(text) > most or size(text) > most:
-        raise RpcRefusal(f"{what}_too_large", f"the {what} has more than {most:,} bytes of UTF-8", limit=most)
+        raise RpcRefusal(f"{what}_too_large", f"the {what} {verb} more than {most:,} bytes of UTF-8", limit=most)
 
 
 def no_body(body: str) -> None:

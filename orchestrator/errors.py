@@ -150,8 +150,9 @@ class LimitExceededError(RlmSandboxError):
 
     Attributes:
         reason: which one, as the policy key names it: ``calls``, ``tokens``, ``cost_usd``, ``depth``, ``children``,
-            ``children_alive``, ``turns``, ``bytes_in``, ``bytes_out``, ``journal_mb``, ``wall_s``, ``cell_timeout_s``
-            or ``call_timeout_s``. Or ``overbilled``: a provider billed more than a request can cost at worst.
+            ``children_alive``, ``turns``, ``bytes_in``, ``bytes_out``, ``tool_calls``, ``journal_mb``, ``wall_s``,
+            ``cell_timeout_s`` or ``call_timeout_s``. Or ``overbilled``: a provider billed more than a request can
+            cost at worst.
         limit: how much of it was left for what was asked, in the key's own unit.
     """
 

@@ -37,6 +37,8 @@ class RunStarted(Event):
         depth: 0 for the run a person started, 1 for its children, and so on.
         origin: where context and models came from, as far as that is known: ``files``, ``unpack``, ``model``,
             ``sub_model``. With it a run can be resumed without being told again.
+        schema: JSON Schema that the answer must fit; None for an answer in words.
+        tools: names of the host's functions that the box may call.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -47,6 +49,8 @@ class RunStarted(Event):
     sub_model: str
     depth: int
     origin: dict[str, Any] = field(default_factory=dict)
+    schema: Any = None
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,45 @@ class SubcallFailed(Event):
     code: str
     detail: str
     attempts: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStarted(Event):
+    """A call of a host tool passed validation and the ledger; the function is about to be called.
+
+    Attributes:
+        call: number of the call, from 1; apart from that of sub-calls.
+        cell: the cell it comes from.
+        tool: its name.
+        arguments: as the box sent them, JSON.
+    """
+
+    kind: ClassVar[str] = "tool_started"
+    call: int
+    cell: int
+    tool: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFinished(Event):
+    """A tool returned; the cell has not seen the result yet, which is JSON."""
+
+    kind: ClassVar[str] = "tool_finished"
+    call: int
+    result: str
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFailed(Event):
+    """A call of a tool ended without a result; ``code`` is what the cell is told, ``detail`` stays on the host."""
+
+    kind: ClassVar[str] = "tool_failed"
+    call: int
+    code: str
+    detail: str
     elapsed_s: float
 
 
@@ -384,6 +427,14 @@ class Recorder:
 
     def recall(self, purpose: str, model: str, prompt: str, max_tokens: int) -> Past | None:
         """Return how such a request went, once for each that is recorded; None where it is to be made."""
+
+    @property
+    def tool_calls(self) -> int:
+        """The highest number of a call of a tool that is recorded."""
+        return 0
+
+    def recall_tool(self, cell: int, tool: str, arguments: str) -> str | None:
+        """Return the result of such a call, once for each that is recorded; None where it is to be made."""
 
     def refusal(self, cell: int, method: str, nth: int) -> Refused | None:
         """Return how the ``nth`` call of a method in a cell was refused; None if it was not."""

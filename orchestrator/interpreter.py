@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -85,6 +85,7 @@ class Sandbox:
         *,
         rpc: RpcHandler | None = None,
         engine: Engine | None = None,
+        tools: Sequence[str] = (),
     ) -> AsyncIterator[Sandbox]:
         """Start a box, verify it, and bring ``context`` into it as the variable of that name.
 
@@ -98,6 +99,7 @@ class Sandbox:
                 why. ``models.window`` calls of a box are under way at once, each in a task of its own; those of a cell
                 are cancelled when it ends. See below for what is asked.
             engine: a connection to share; one is made and closed if None.
+            tools: names of functions that the code in the box finds, each a call of the method ``tool``.
 
         By ``method`` a call is (``body`` is a text, ``params`` what JSON holds, neither of them checked):
 
@@ -112,6 +114,8 @@ class Sandbox:
         - ``rlm_query``: the ``query``, and in the body the context, whose ``layout`` is ``{"kind": "text"}``,
           ``{"kind": "list", "lengths": [...]}`` or ``{"kind": "dict", "names": [...], "lengths": [...]}``, lengths in
           characters;
+        - ``tool``: one of ``tools`` is called, whose ``name`` it is; the body is JSON, ``{"args": [...], "kwargs":
+          {...}}``, and so is that of the answer, the result;
         - ``budget``: what is left, as the result;
         - ``final``: after each cell that leaves ``Final`` set, its value is the body.
 
@@ -132,7 +136,7 @@ class Sandbox:
                 tasks.start_soon(to_thread.run_sync, preload)  # while the engine works
                 async with prepared(connected, policy) as empty:
                     left = max(policy.limits.start_timeout_s - (time.monotonic() - began), 1.0)
-                    await empty.fill(context, rpc or refuse_everything, left)
+                    await empty.fill(context, rpc or refuse_everything, left, tools)
                     try:
                         yield cls.of(empty, policy, connected, time.monotonic() - began)
                     except BaseException as error:

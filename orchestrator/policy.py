@@ -41,6 +41,7 @@ class Budget(_Table):
         bytes_in: UTF-8 of all answers that go into the boxes.
         bytes_out: UTF-8 of all prompts, contexts of child runs and answers that come out of them.
         journal_mb: MiB of all journals together.
+        tool_calls: calls of the host's tools in the whole tree.
     """
 
     calls: Positive = 2000
@@ -54,6 +55,7 @@ class Budget(_Table):
     bytes_in: Count = 4 * 2**30
     bytes_out: Count = 4 * 2**30
     journal_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
+    tool_calls: Count = 1000
 
 
 class Limits(_Table):

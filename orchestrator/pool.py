@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -110,7 +110,9 @@ class Pool:
             await self._changed.wait()
 
     @asynccontextmanager
-    async def box(self, policy: Policy, context: Context, rpc: RpcHandler | None = None) -> AsyncIterator[Sandbox]:
+    async def box(
+        self, policy: Policy, context: Context, rpc: RpcHandler | None = None, *, tools: Sequence[str] = ()
+    ) -> AsyncIterator[Sandbox]:
         """Take a box, bring ``context`` into it, and destroy it when the block is left.
 
         A policy that asks for another kind of box than the pool's gets a fresh one of its own, as does whoever comes
@@ -124,14 +126,14 @@ class Pool:
         check_context(context, policy)
         slot = await self._take() if _same_box(policy, self._policy) else None
         if slot is None or slot.empty is None:
-            async with Sandbox.open(policy, context, rpc=rpc, engine=self._engine) as opened:
+            async with Sandbox.open(policy, context, rpc=rpc, engine=self._engine, tools=tools) as opened:
                 yield opened
             return
         try:
             # While somebody waits for a box to be filled, none is made: that would take the processor from it.
             self._opening += 1
             try:
-                await slot.empty.fill(context, rpc or refuse_everything, policy.limits.start_timeout_s)
+                await slot.empty.fill(context, rpc or refuse_everything, policy.limits.start_timeout_s, tools)
             finally:
                 self._opening -= 1
                 self._refill()

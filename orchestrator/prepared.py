@@ -7,7 +7,7 @@ proof comes first: nothing of the user's is sent into a box that was not found i
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,20 +82,21 @@ class Prepared:
         async with self._in_time(self._wanted.policy.limits.start_timeout_s):
             await self.client.bound()
 
-    async def fill(self, context: Context | None, rpc: RpcHandler, within_s: float) -> None:
+    async def fill(self, context: Context | None, rpc: RpcHandler, within_s: float, tools: Sequence[str] = ()) -> None:
         """Send the context, and wait until the kernel holds it and is ready.
 
         Args:
             context: becomes the variable of that name; None makes none.
             rpc: answers the calls of the code in the box from now on.
             within_s: seconds it may take.
+            tools: names of functions behind which stand calls of the method ``tool``.
 
         Raises:
             SandboxStartError: the box ended first, or was not ready in time.
         """
         self._desk.handler = rpc
         async with self._in_time(within_s), anyio.create_task_group() as filling:
-            filling.start_soon(_send_context, self.mux, context, self._wanted.policy.limits.memory_mb)
+            filling.start_soon(_send_context, self.mux, context, self._wanted.policy.limits.memory_mb, tools)
             await self.client.handshake()
 
     @asynccontextmanager
@@ -194,6 +195,7 @@ def _body_limits(policy: Policy) -> dict[str, BodyLimit]:
     return {
         "llm_query": BodyLimit(limits.frame_kb * 1024, "prompt_too_large"),
         "rlm_query": BodyLimit(min(limits.answer_mb, limits.context_mb) * MIB, "context_too_large"),
+        "tool": BodyLimit(limits.frame_kb * 1024, "arguments_too_large"),
         "final": BodyLimit(limits.answer_mb * MIB, "answer_too_large"),
     }
 
@@ -213,17 +215,19 @@ def _verified(record: dict[str, Any], facts: dict[str, Any], wanted: hardening.W
     return report
 
 
-async def _send_context(mux: Mux, context: Context | None, memory_mb: int) -> None:
+async def _send_context(mux: Mux, context: Context | None, memory_mb: int, tools: Sequence[str] = ()) -> None:
     """Stream the context into a box of so much memory; one piece of it is encoded at a time."""
     try:
-        if context is None:
+        if context is None and not tools:
             await mux.send(Kind.CONTEXT_END, b"null")
             return
         sizes: list[int] = []
-        for piece in contexts.pieces(context, sizes):
+        for piece in () if context is None else contexts.pieces(context, sizes):
             await mux.send(Kind.CONTEXT, piece)
-        facts, most = contexts.layout(context, sizes), contexts.lazy_most(context, memory_mb)
-        layout = json.dumps(facts if most is None else {**facts, "lazy": most}).encode()
+        facts = {"kind": "none"} if context is None else contexts.layout(context, sizes)
+        most = None if context is None else contexts.lazy_most(context, memory_mb)
+        facts |= {} if most is None else {"lazy": most}
+        layout = json.dumps(facts | {"tools": list(tools)} if tools else facts).encode()
         for start in range(0, len(layout), wire.CHUNK):
             await mux.send(Kind.CONTEXT, layout[start : start + wire.CHUNK])
         await mux.send(Kind.CONTEXT_END, str(len(layout)).encode())

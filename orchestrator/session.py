@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
 
-from orchestrator.broker import Broker
+from orchestrator.broker import Accept, Broker
 from orchestrator.context import Context
 from orchestrator.errors import RlmSandboxError
 from orchestrator.events import CellFinished, CellStarted, Recorder, SandboxClosed, SandboxOpened
@@ -21,6 +21,7 @@ from orchestrator.models import retry
 from orchestrator.models.base import Model
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.tools import Toolbox
 from orchestrator.traffic import Lane
 from orchestrator.transport.rpc import RpcCall, RpcHandler, RpcRefusal, RpcReply
 
@@ -38,13 +39,18 @@ class Box(Protocol):
         """Run one cell, until ``stop`` is set; cells are numbered from 1 in the order of these calls."""
 
 
-OpenBox = Callable[[Policy, Context, RpcHandler], AbstractAsyncContextManager[Box]]
-"""Opens a box that holds a context and whose calls a handler answers; it is destroyed when the context is left."""
+OpenBox = Callable[..., AbstractAsyncContextManager[Box]]
+"""Opens a box that holds a context and whose calls a handler answers; it is destroyed when the context is left.
+
+It is called as ``open_box(policy, context, handler)``; with ``tools=names`` beside, where the run has tools.
+"""
 
 
-def open_sandbox(policy: Policy, context: Context, rpc: RpcHandler) -> AbstractAsyncContextManager[Box]:
+def open_sandbox(
+    policy: Policy, context: Context, rpc: RpcHandler, *, tools: Sequence[str] = ()
+) -> AbstractAsyncContextManager[Box]:
     """Open a fresh container; the usual :data:`OpenBox`."""
-    return Sandbox.open(policy, context, rpc=rpc)
+    return Sandbox.open(policy, context, rpc=rpc, tools=tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Backing:
         lane: the tree's way to the providers.
         open_box: opens a box.
         complete: how a model is asked, retries included.
+        tool_limiter: calls of tools that may be under way at once; None for ``models.in_flight`` of each run.
     """
 
     sub_model: Model
@@ -91,6 +98,7 @@ class Backing:
     open_box: OpenBox = open_sandbox
     complete: Complete = retry.complete
     lane: Lane | None = None
+    tool_limiter: anyio.CapacityLimiter | None = None
 
 
 class Session:
@@ -193,7 +201,15 @@ class Session:
 
 @asynccontextmanager
 async def open_session(
-    *, policy: Policy, context: Context, scope: Scope, recorder: Recorder, backing: Backing, child: ChildRun | None
+    *,
+    policy: Policy,
+    context: Context,
+    scope: Scope,
+    recorder: Recorder,
+    backing: Backing,
+    child: ChildRun | None,
+    accept: Accept | None = None,
+    tools: Toolbox | None = None,
 ) -> AsyncIterator[Session]:
     """Open a box for one run.
 
@@ -204,6 +220,8 @@ async def open_session(
         recorder: the run's events.
         backing: what answers the box.
         child: carries out child runs; None turns every ``rlm_query`` into a plain sub-call.
+        accept: judges the answer; None takes any.
+        tools: functions that the box may call.
 
     Raises:
         ContextError: the context is larger than the policy allows.
@@ -229,10 +247,14 @@ async def open_session(
         complete=backing.complete,
         lane=backing.lane,
         cell_ends=lambda: session.cell_ends,
+        accept=accept,
+        tools=tools,
+        tool_limiter=backing.tool_limiter,
     )
     container, reason = "", ""
     try:
-        async with backing.open_box(policy, context, session.answer) as box:
+        given = {"tools": tuple(tools)} if tools else {}
+        async with backing.open_box(policy, context, session.answer, **given) as box:
             info = box.info
             recorder.emit(SandboxOpened(info.container, info.image, info.runtime, info.opened_s, info.controls))
             container = info.container

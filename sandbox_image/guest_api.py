@@ -13,6 +13,7 @@ import queue
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Self
 
+from sandbox_image import forms
 from sandbox_image.calls import Connection, QueryRefused
 
 # What a host whose handler knows plain queries alone says of a batch.
@@ -21,6 +22,7 @@ _NO_BATCHES = "unknown_method"
 _COUNTED = frozenset(("calls", "tokens", "cost_usd", "children"))
 
 Progress = Callable[[int, int], object]
+Schema = dict[str, Any]
 
 
 class FailedQuery(str):
@@ -76,17 +78,50 @@ class GuestApi:
             "FailedQuery": FailedQuery,
         }
 
-    def llm_query(self, prompt: str, *, model: str | None = None, max_tokens: int | None = None) -> str:
-        """Ask a language model; returns its answer as text.
+    def tools(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the functions behind which stand those of the host, by name."""
+        return {name: self._tool(name) for name in names}
+
+    def _tool(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return json.loads(self._connection.call("tool", {"name": name}, _arguments(args, kwargs))[1])
+
+        async def aio(*args: Any, **kwargs: Any) -> Any:
+            return json.loads((await self._connection.acall("tool", {"name": name}, _arguments(args, kwargs)))[1])
+
+        call.__name__ = call.__qualname__ = name
+        call.__doc__ = "A function of the host; arguments and result are plain data. Raises QueryRefused when it fails."
+        return _with_aio(call, aio)
+
+    def llm_query(
+        self, prompt: str, *, model: str | None = None, max_tokens: int | None = None, schema: Schema | None = None
+    ) -> Any:
+        """Ask a language model; returns its answer as text, or with a ``schema`` as the object it is.
 
         The model sees only ``prompt``, so put the text it needs into it. Raises QueryRefused when a budget is used up
-        or the model could not answer. ``await llm_query.aio(prompt)`` does the same beside others.
+        or the model could not answer. ``schema`` is a JSON Schema (a dict): the model is shown it, and a reply that
+        does not fit is asked for again with what is wrong, twice, each time at the price of a call; then the reason is
+        ``wrong_form``. ``await llm_query.aio(prompt)`` does the same beside others.
         """
-        return self._connection.call("llm_query", _options(model, max_tokens), _prompt(prompt))[1]
+        options = _options(model, max_tokens)
 
-    async def _llm_query_aio(self, prompt: str, *, model: str | None = None, max_tokens: int | None = None) -> str:
+        def ask(text: str) -> str:
+            return self._connection.call("llm_query", options, text)[1]
+
+        return ask(_prompt(prompt)) if schema is None else forms.hold(forms.Form(schema).dialogue(_prompt(prompt)), ask)
+
+    async def _llm_query_aio(
+        self, prompt: str, *, model: str | None = None, max_tokens: int | None = None, schema: Schema | None = None
+    ) -> Any:
         """Ask a language model and await its answer; see llm_query."""
-        return (await self._connection.acall("llm_query", _options(model, max_tokens), _prompt(prompt)))[1]
+        options = _options(model, max_tokens)
+
+        async def ask(text: str) -> str:
+            return (await self._connection.acall("llm_query", options, text))[1]
+
+        if schema is None:
+            return await ask(_prompt(prompt))
+        return await forms.hold_async(forms.Form(schema).dialogue(_prompt(prompt)), ask)
 
     def llm_query_batched(
         self,
@@ -94,20 +129,30 @@ class GuestApi:
         *,
         model: str | None = None,
         max_tokens: int | None = None,
+        schema: Schema | None = None,
         partial: bool = False,
         progress: Progress | None = None,
-    ) -> list[str]:
+    ) -> list[Any]:
         """Ask many prompts at once, concurrently; returns the answers in the order of the prompts.
 
         A prompt that fails leaves a FailedQuery (a str, with ``.reason``) in its place. A batch that is larger than the
         budget is refused whole: QueryRefused, whose ``.limit`` says how many prompts would fit; ``partial=True`` asks
         the first ones that fit and leaves a FailedQuery for each of the others. ``progress`` is called with the number
-        of answers so far and that of prompts.
+        of answers so far and that of prompts. With a ``schema``, as of llm_query, the answers are objects; what does
+        not fit is asked again in further batches, and ends as a FailedQuery.
         """
         texts = [_prompt(prompt) for prompt in prompts]
         options = _options(model, max_tokens)
-        batch = _Batch(self._connection, "llm_query", options, lambda index: ({}, texts[index]), progress)
-        return batch.run([len(text) for text in texts], partial=partial)
+
+        def ask(asked: list[str], first: bool) -> list[str]:  # noqa: FBT001 - called by forms.hold_many alone
+            told = progress if first else None
+            batch = _Batch(self._connection, "llm_query", options, lambda index: ({}, asked[index]), told)
+            return batch.run([len(text) for text in asked], partial=partial or not first)
+
+        if schema is None:
+            return ask(texts, True)  # noqa: FBT003 - as above
+        form = forms.Form(schema)
+        return forms.hold_many([form.dialogue(text) for text in texts], ask, FailedQuery)
 
     def rlm_query(self, query: str, context: str | list[str] | dict[str, str]) -> str:
         """Start a whole child run over ``context`` (a text, list or dict) in its own sandbox; returns its answer.
@@ -170,6 +215,9 @@ class GuestApi:
         try:
             self._connection.call("final", {}, as_text(value))
         except BaseException as error:  # noqa: BLE001 - whatever str(Final) does, the cell still ends
+            if getattr(error, "reason", "") == "wrong_form":
+                # The model is told, and sets another; the next cell must not hand over this one again.
+                self._namespace.pop("Final", None)
             told, self._refused = value is self._refused, value
             return "" if told else f"Final was not accepted: {type(error).__name__}: {error}\n"
         return ""
@@ -304,6 +352,10 @@ def _prompt(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a prompt is a str, not {type(value).__name__}")
     return value
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    return json.dumps({"args": args, "kwargs": kwargs}, ensure_ascii=False, allow_nan=False)
 
 
 def _options(model: str | None, max_tokens: int | None) -> dict[str, Any]:

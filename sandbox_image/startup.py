@@ -342,8 +342,8 @@ def configuration(endpoint: str) -> Config:
     return config
 
 
-def load_context(layout_size: int) -> Any:
-    """Return the prompt from its file, laid out as it was given: a text, a list, or a dict of documents.
+def load_context(layout_size: int) -> tuple[dict[str, Any], list[str]]:
+    """Return the prompt from its file, as the variable it becomes, and the names of the host's functions.
 
     The file is mapped, not read: decoding makes the only copy. Where the layout says ``lazy``, there is no copy at all
     (:mod:`sandbox_image.lazy`).
@@ -353,17 +353,23 @@ def load_context(layout_size: int) -> Any:
     """
     size = os.fstat(CONTEXT_FD).st_size
     lazy = _load_lazily(size, layout_size)
-    if lazy is not None:
-        return lazy
     with mmap.mmap(CONTEXT_FD, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
         layout = json.loads(bytes(view[size - layout_size :]))
+        tools = layout.get("tools", [])
+        if lazy is not None:
+            return {"context": lazy}, tools
         texts, start = [], 0
         for length in layout.get("sizes", (size - layout_size,)):
             texts.append(str(view[start : start + length], "utf-8"))
             start += length
-    if layout["kind"] == "text":
-        return texts[0]
-    return texts if layout["kind"] == "list" else dict(zip(layout["names"], texts, strict=True))
+    match layout["kind"]:
+        case "none":
+            return {}, tools
+        case "text":
+            return {"context": texts[0]}, tools
+        case "list":
+            return {"context": texts}, tools
+    return {"context": dict(zip(layout["names"], texts, strict=True))}, tools
 
 
 def _load_lazily(size: int, layout_size: int) -> Any:
@@ -408,12 +414,13 @@ def main() -> None:
     sock.sendall(wire.encode(Kind.READY))
     namespace = app.kernel.shell.user_ns
     layout_size = _receive_layout_size(sock, settings["frame"])
-    if layout_size is not None:
-        namespace["context"] = load_context(layout_size)
+    context, tools = ({}, []) if layout_size is None else load_context(layout_size)
+    namespace.update(context)
     api = GuestApi(Connection(sock, settings["frame"], settings["message"], settings["window"]), namespace)
-    namespace.update(api.names())
+    given = api.names() | api.tools(tools)
+    namespace.update(given)
     app.kernel.guest_api = api
-    app.kernel.shell.user_ns_hidden.update(dict.fromkeys(api.names()))
+    app.kernel.shell.user_ns_hidden.update(dict.fromkeys(given))
     if not settings["subprocesses"]:
         sys.addaudithook(_say_why)
     sock.sendall(wire.encode(Kind.READY))

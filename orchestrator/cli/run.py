@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -56,6 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     question.add_argument("-q", "--query", metavar="QUERY", help="the question")
     question.add_argument("--query-file", metavar="FILE", help="read the question from a file")
     add_models(parser, "Anthropic when a key is set, else offline")
+    parser.add_argument("--schema", metavar="FILE", help="JSON Schema that the answer must fit")
     add_unpack(parser)
     add_policy(parser)
     add_journal(parser)
@@ -98,6 +100,7 @@ def handle(args: argparse.Namespace) -> int:
 
     policy = load_policy(args.policy, args.assignments)
     query = _question(args)
+    schema = _schema(args.schema)
     journal = _writable(args.journal or journal_directory())
     loaded = load_context(args.files, policy.limits.context_mb, unpack=args.unpack)
     for line in () if args.quiet else loaded.notes():
@@ -105,7 +108,7 @@ def handle(args: argparse.Namespace) -> int:
     origin = {"files": [_found_again(file) for file in args.files], "unpack": args.unpack}
 
     async def start(rlm: RLM, stop: anyio.Event) -> Result:
-        return await rlm.acomplete(loaded.context, query, stop=stop, origin=origin)
+        return await rlm.acomplete(loaded.context, query, schema, stop=stop, origin=origin)
 
     result, interrupted = carry_out(args, policy, journal, start, redact=args.redact)
     return report(args, result, policy, interrupted=interrupted)
@@ -125,6 +128,24 @@ def _question(args: argparse.Namespace) -> str:
     if not query.strip():
         raise ConfigurationError(f"--query-file {args.query_file}: the file is empty")
     return query
+
+
+def _schema(file: str | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    from orchestrator.rlm.form import AnswerForm
+
+    try:
+        schema = json.loads(read_text(file, "--schema"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"--schema {file}: it is not JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise ConfigurationError(f'--schema {file}: a JSON Schema is an object, such as {{"type": "array"}}')
+    try:
+        AnswerForm(schema)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--schema {file}: {error}") from error
+    return schema
 
 
 def carry_out(

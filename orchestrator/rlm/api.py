@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,13 @@ from orchestrator.models.circuit import Circuits
 from orchestrator.models.prices import PriceTable, names_of
 from orchestrator.models.spec import FORMS, default_spec, open_model
 from orchestrator.policy import Policy
+from orchestrator.rlm.form import AnswerForm
 from orchestrator.rlm.recursion import Resuming, Run, Tree
 from orchestrator.rlm.result import Result
 from orchestrator.rlm.resume import Resumable, answered, result_of
 from orchestrator.rlm.stream import RunStream, streamed
 from orchestrator.session import Backing, OpenBox, open_sandbox
+from orchestrator.tools import toolbox
 from orchestrator.traffic import Lane, Limits
 from orchestrator.trajectory.replay import OnDivergence
 
@@ -63,9 +65,15 @@ class RLM:
         redact: the journals hold lengths and hashes in the place of prompts, answers, code, output and the question;
             such a run cannot be resumed.
         open_box: opens the sandbox of each run.
+        tools: functions, sync or async, that code in the sandbox may call by their names, as it calls ``llm_query``.
+            Every parameter is annotated with what pydantic knows; the root model is told signature and docstring. What
+            arrives is checked strictly, but the code that calls is hostile: a tool is what *it* may do. A function that
+            is not async is called in a thread, several at once; one that hangs is given up, and its thread left.
+        child_tools: those of child runs; none by default, whatever ``tools`` holds.
 
     Raises:
-        ConfigurationError: ``model`` or ``sub_model`` is neither a spec nor a Model, or ``redact`` has no journal.
+        ConfigurationError: ``model`` or ``sub_model`` is neither a spec nor a Model, ``redact`` has no journal, or a
+            function cannot be a tool.
         PolicyError: the policy does not load.
     """
 
@@ -79,6 +87,8 @@ class RLM:
         *,
         redact: bool = False,
         open_box: OpenBox = open_sandbox,
+        tools: Iterable[Callable[..., Any]] = (),
+        child_tools: Iterable[Callable[..., Any]] = (),
     ) -> None:
         if redact and journal is None:
             raise ConfigurationError("redact is about the journal, and there is none: name its folder with journal=")
@@ -90,28 +100,34 @@ class RLM:
         self._redact = redact
         self._open_box = open_box
         self._circuits = Circuits()
+        self._tools, self._child_tools = toolbox(tools), toolbox(child_tools)
 
-    def complete(self, context: Context, query: str) -> Result:
+    def complete(self, context: Context, query: str, schema: object = None) -> Result:
         """Answer ``query`` over ``context`` and wait for it; works inside a running event loop (a notebook), too.
 
         Args:
             context: a text, a list of texts, or a dict of name to text. Lone surrogates, which UTF-8 cannot carry,
                 become ``?``.
             query: the question; a str.
+            schema: what the answer must be: a JSON Schema (a dict), or a type that pydantic knows, such as a model, a
+                dataclass or ``list[int]``. The root model is told; an answer that does not fit goes back to it with
+                what is wrong, three times. :attr:`Result.value` is then the object. None asks for a text.
 
         Returns:
             How it went. A run that began has a result, whatever befell it; see :attr:`Result.status`.
 
         Raises:
-            ConfigurationError: the context, the query or a model's spec is not usable, or a provider's key is not set.
+            ConfigurationError: the context, the query, the schema or a model's spec is not usable, or a provider's key
+                is not set.
             JournalError: the journal cannot be made.
         """
-        return _now(partial(self.acomplete, context, query))
+        return _now(partial(self.acomplete, context, query, schema))
 
     async def acomplete(
         self,
         context: Context,
         query: str,
+        schema: object = None,
         *,
         stop: anyio.Event | None = None,
         origin: Mapping[str, Any] | None = None,
@@ -121,14 +137,15 @@ class RLM:
         Args:
             context: a text, a list of texts, or a dict of name to text.
             query: the question.
+            schema: what the answer must be.
             stop: when set, the run ends at once: the result has the status ``failed``, the reason ``interrupted`` and
                 the best partial answer. Cancelling the call ends the run as well and records the same, but returns
                 nothing.
             origin: where the context came from, for the journal (see :class:`orchestrator.events.RunStarted`).
         """
-        return await self._complete(context, query, self._on_event, stop, origin)
+        return await self._complete(context, query, schema, self._on_event, stop, origin=origin)
 
-    def stream(self, context: Context, query: str) -> AbstractAsyncContextManager[RunStream]:
+    def stream(self, context: Context, query: str, schema: object = None) -> AbstractAsyncContextManager[RunStream]:
         """Answer ``query`` over ``context`` while its events are read.
 
         In use::
@@ -146,10 +163,11 @@ class RLM:
         Args:
             context: as of :meth:`complete`.
             query: as of :meth:`complete`.
+            schema: as of :meth:`complete`.
         """
 
         async def begin(sink: Sink, stop: anyio.Event) -> Result:
-            return await self._complete(context, query, _both(self._on_event, sink), stop)
+            return await self._complete(context, query, schema, _both(self._on_event, sink), stop)
 
         return streamed(begin)
 
@@ -157,15 +175,18 @@ class RLM:
         self,
         context: Context,
         query: str,
+        schema: object,
         sink: Sink | None,
         stop: anyio.Event | None,
+        *,
         origin: Mapping[str, Any] | None = None,
     ) -> Result:
         context, query = check(context), _checked(query)
+        form = None if schema is None else AnswerForm(schema)
         origin = {"model": _spec(self._model), "sub_model": _spec(self._sub_model), **(origin or {})}
         async with self._tree(self.policy, self._journal, sink, redact=self._redact) as tree:
             scope = Scope.root(self.policy.budget)
-            run = Run(tree, scope, self.policy, context, query, new_run_id(), origin=origin)
+            run = Run(tree, scope, self.policy, context, query, new_run_id(), origin=origin, form=form)
             return await run.complete(stop)
 
     def resume(
@@ -190,8 +211,9 @@ class RLM:
     ) -> Result:
         """Go on with a run that was cut off or ended at a limit.
 
-        Its policy and its question are those of its journal, which is continued; this object's models are asked for
-        what is not in it. A run that was answered returns its answer.
+        Its policy, its question and the schema of its answer are those of its journal, which is continued; this
+        object's models are asked for, and its tools called for, what is not in it. A call of a tool that was cut off
+        is made again. A run that was answered returns its answer.
 
         Args:
             journal: the file.
@@ -203,7 +225,7 @@ class RLM:
 
         Raises:
             JournalError: the journal cannot be read or continued, or somebody else is writing it.
-            ResumeError: the context is another one.
+            ResumeError: the context is another one, or a tool that the run had is not given.
             ConfigurationError: a setting or the context is not usable, or no wall time is left.
         """
         if on_divergence not in get_args(OnDivergence):
@@ -214,12 +236,13 @@ class RLM:
         run = await to_thread.run_sync(Resumable.of, Path(journal), settings)
         if answered(run.tape):
             return result_of(run.tape)
-        await to_thread.run_sync(run.check, context)
+        await to_thread.run_sync(run.check, context, self._tools)
         past = Resuming(run.tape, on_divergence)
         policy = run.rest
         async with self._tree(policy, run.tape.path.parent, self._on_event) as tree:
             scope = Scope.root(policy.budget)
-            return await Run(tree, scope, policy, context, run.query, run.tape.run, past=past).complete(stop)
+            its = Run(tree, scope, policy, context, run.query, run.tape.run, past=past, form=run.form)
+            return await its.complete(stop)
 
     @asynccontextmanager
     async def _tree(
@@ -240,8 +263,9 @@ class RLM:
                 open_box=self._open_box,
                 lane=Lane(Limits.of(policy.models)),
                 complete=partial(retry.complete, circuits=self._circuits),
+                tool_limiter=anyio.CapacityLimiter(policy.models.in_flight),
             )
-            yield Tree(root, backing, journal, sink, redact)
+            yield Tree(root, backing, journal, sink, redact, self._tools, self._child_tools)
 
 
 class _Models:

@@ -7,21 +7,35 @@ a model, a dataclass, ``list[int]``. The schema is the caller's own, and trusted
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import anyio
+from anyio import to_thread
+
 from orchestrator.errors import ConfigurationError
 from orchestrator.text import one_line
+from orchestrator.transport.rpc import RpcRefusal
 from sandbox_image import wire
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
 
 # Problems that are told of one answer, and characters of each.
 PROBLEMS_TOLD = 5
 _PROBLEM_CHARS = 300
 MAX_SCHEMA_CHARS = 100_000
+# Keywords of JSON Schema whose value is data, and those whose value is schemas by a name of the author's.
+_DATA = frozenset(("const", "default", "enum", "examples"))
+_NAMED = frozenset(("$defs", "definitions", "dependentSchemas", "properties"))
+# Answers of a wrong form that end a run: each was told what is wrong with it.
+MAX_WRONG = 4
+WRONG_FORM = "wrong_form"
+_FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*)\n```\s*", re.DOTALL | re.IGNORECASE)
 
 
 class FormError(ValueError):
@@ -78,6 +92,8 @@ class AnswerForm:
             problems = self._problems(value)
         except RecursionError:
             problems = ["it nests too deeply"]
+        except Exception as error:  # noqa: BLE001 - a reference that leads nowhere, or the author's own validator
+            problems = [f"it cannot be checked there: {type(error).__name__}"]
         if isinstance(problems, list):
             told = [f"- {one_line(problem, _PROBLEM_CHARS)}" for problem in problems[:PROBLEMS_TOLD]]
             if len(problems) > PROBLEMS_TOLD:
@@ -92,6 +108,69 @@ class AnswerForm:
         # No more than are told: each repeats what it is about, and there may be as many as the answer has parts.
         found = islice(self._validator.iter_errors(value), PROBLEMS_TOLD + 1)
         return [f"at {error.json_path}: {error.message}" for error in found] or (value,)
+
+
+class AnswerCheck:
+    """Holds the answers of one run against a form, and counts those that do not have it.
+
+    Checking runs in a thread, one answer at a time: an answer of megabytes must not keep other runs waiting.
+
+    Attributes:
+        form: what they must be; None lets any text pass.
+        wrong: how many were not.
+        last: the last of those.
+        partial: set when the run is over and only what it has so far is wanted, in whatever form.
+        accepted: whether one was taken; a later one changes nothing.
+        value: the object that it is.
+    """
+
+    def __init__(self, form: AnswerForm | None) -> None:
+        """Begin a run."""
+        self.form = form
+        self.wrong = 0
+        self.last = ""
+        self.partial = False
+        self.accepted = False
+        self.value: Any = None
+        self._one = anyio.CapacityLimiter(1)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many were wrong that no further one is looked at."""
+        return self.wrong >= MAX_WRONG
+
+    async def complaint(self, text: str) -> str:
+        """Return what is wrong with an answer, for a model to read; nothing when it is accepted."""
+        if self.form is None or self.partial:
+            return ""
+        if self.exhausted:
+            return "no further answer is looked at"
+        try:
+            value = await to_thread.run_sync(self.form.value, text, abandon_on_cancel=True, limiter=self._one)
+        except FormError as error:
+            self.wrong += 1
+            self.last = text
+            return str(error)
+        if not self.accepted:
+            self.accepted, self.value = True, value
+        return ""
+
+    async def accept(self, text: str) -> None:
+        """Let the broker take an answer.
+
+        Raises:
+            RpcRefusal: ``wrong_form``, with what is wrong, and how many more attempts there are as limit.
+        """
+        complaint = await self.complaint(text)
+        if complaint:
+            message = f"it does not have the form that is asked for:\n{complaint}\nSet it again."
+            raise RpcRefusal(WRONG_FORM, message, limit=MAX_WRONG - self.wrong)
+
+
+def unfenced(text: str) -> str:
+    """Return what stands in the code fence that a model may put around a reply that is JSON."""
+    fenced = _FENCED.fullmatch(text)
+    return text.strip() if fenced is None else fenced[1]
 
 
 def _by_pydantic(adapter: TypeAdapter[Any], value: Any) -> list[str] | tuple[Any]:
@@ -111,21 +190,68 @@ def _by_pydantic(adapter: TypeAdapter[Any], value: Any) -> list[str] | tuple[Any
 
 def _validator(schema: Any) -> Any:
     from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import Draft202012Validator, validator_for
+    from jsonschema.validators import Draft202012Validator, extend, validator_for
+    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
-    kind = validator_for(schema, default=Draft202012Validator)
+    kind: Any = validator_for(schema, default=Draft202012Validator)
+    kind = extend(kind, {"pattern": _by_pattern})  # type: ignore[no-untyped-call]
     try:
         kind.check_schema(schema)
+        _check_patterns(schema)
         # What it cannot be checked against now, such as a reference that leads nowhere, must not end a run later.
         json.dumps(schema)
-        list(kind(schema).iter_errors(None))
+        list(kind(schema, registry=REGISTRY).iter_errors(None))
     except SchemaError as error:
         raise ConfigurationError(
             f"the answer's schema is no JSON Schema: at {error.json_path}: {error.message}"
         ) from None
     except Exception as error:
         raise ConfigurationError(f"the answer's schema cannot be used: {error}") from error
-    return kind(schema)
+    return kind(schema, registry=REGISTRY)  # which fetches nothing, whatever a reference names
+
+
+def _by_pattern(_validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[Exception]:
+    """Match as pydantic does, in time linear in the text.
+
+    An answer is hostile, and Python's ``re`` would take for ever over some texts, holding the whole process.
+    """
+    from jsonschema.exceptions import ValidationError as Mismatch
+    from pydantic_core import ValidationError
+
+    if isinstance(instance, str):
+        try:
+            _matcher(pattern).validate_python(instance)
+        except ValidationError:
+            yield Mismatch(f"{one_line(repr(instance[:80]), 80)} does not match {pattern!r}")
+
+
+@lru_cache(maxsize=256)
+def _matcher(pattern: str) -> SchemaValidator:
+    from pydantic_core import SchemaValidator, core_schema
+
+    return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex"))
+
+
+def _check_patterns(schema: Any, *, names: bool = False) -> None:
+    """Refuse patterns that could not be matched in linear time; ``names`` says that the keys are properties' names."""
+    if isinstance(schema, list):
+        for part in schema:
+            _check_patterns(part)
+    if not isinstance(schema, Mapping):
+        return
+    for key, part in schema.items():
+        if names or key not in _DATA:
+            _check_patterns(part, names=not names and key in _NAMED)
+        if names:
+            continue
+        if key == "patternProperties":
+            raise ValueError("patternProperties is not supported: write additionalProperties, with propertyNames")
+        if key == "pattern" and isinstance(part, str):
+            try:
+                _matcher(part)
+            except Exception as error:
+                told = f"the pattern {one_line(part, 80)!r} is none without look-around and back-references"
+                raise ValueError(told) from error
 
 
 def _adapter(schema: Any) -> TypeAdapter[Any]:

@@ -6,13 +6,14 @@ A run ends in one of these ways, and always with the best answer there is:
 - a budget does not allow another turn: the model is told, and has one last turn where one was kept back for it. What it
   sets there is the answer. Otherwise the partial answer is, in this order: what that reply said in words, the variable
   ``draft`` in the box, what the model said last. Words beside code say what the code is for, so they are never one;
-- the model stopped working: replies without code, turn after turn in which all code fails, a refusal;
+- the model stopped working: replies without code, turn after turn in which all code fails, a refusal, answers that do
+  not have the form asked for;
 - the box, a provider or the journal failed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
@@ -32,6 +33,7 @@ from orchestrator.models.base import ModelReply
 from orchestrator.policy import Limits
 from orchestrator.rlm import prompt
 from orchestrator.rlm.conversation import Conversation
+from orchestrator.rlm.form import WRONG_FORM, AnswerCheck
 from orchestrator.rlm.parse import ParsedReply, parse_reply
 from orchestrator.rlm.result import Outcome, Status, limit_reached
 
@@ -84,6 +86,7 @@ class Loop:
         wall_s: seconds the run may last in all.
         recorder: the run's events.
         tag: as of :func:`orchestrator.rlm.prompt.first`.
+        check: judges answers; that of the box is judged as it is handed over.
     """
 
     conversation: Conversation
@@ -93,6 +96,7 @@ class Loop:
     wall_s: float
     recorder: Recorder
     tag: str
+    check: AnswerCheck = field(default_factory=lambda: AnswerCheck(None))
     _codeless: int = 0
     _failed: int = 0
     _said: str = ""
@@ -127,7 +131,7 @@ class Loop:
         if reply.stop_reason in {"refusal", "context_window"}:
             return await self._partial("no_answer", f"the root model stopped with {reply.stop_reason}")
         if parsed.final_text is not None:
-            return Outcome("answered", parsed.final_text)
+            return await self._said_final(parsed.final_text)
         blocks = _blocks(parsed)
         if not blocks:
             return await self._remind(parsed, reply)
@@ -154,7 +158,9 @@ class Loop:
         self._codeless = 0
         ran = await self._execute(blocks[:MAX_BLOCKS])
         if self.cells.final is not None:
-            return Outcome("answered", self.cells.final)
+            return self._answered(self.cells.final)
+        if self.check.exhausted:
+            return self._wrong_form()
         failed = not ran[-1][1].ok
         self._failed = self._failed + 1 if failed else 0
         if self._failed >= MAX_FAILED:
@@ -168,8 +174,9 @@ class Loop:
         return None
 
     async def _execute(self, blocks: tuple[str, ...]) -> list[tuple[int, ExecutionResult]]:
-        """Run ``blocks`` in order until one fails, sets ``Final``, or no time is left."""
+        """Run ``blocks`` in order until one fails, sets ``Final`` (to what is refused, even), or no time is left."""
         ran: list[tuple[int, ExecutionResult]] = []
+        wrong = self.check.wrong
         for code in blocks:
             now = anyio.current_time()
             left = (self._work_by if now < self._work_by else self.conversation.ask_by) - now
@@ -179,9 +186,24 @@ class Loop:
             ran.append((self.cells.cell, result))
             if self.cells.fatal is not None:
                 raise self.cells.fatal
-            if self.cells.final is not None or not result.ok:
+            if self.cells.final is not None or not result.ok or self.check.wrong > wrong:
                 break
         return ran
+
+    async def _said_final(self, text: str) -> Outcome | None:
+        complaint = await self.check.complaint(text)
+        if not complaint:
+            return self._answered(text)
+        if self.check.exhausted:
+            return self._wrong_form()
+        self._show(prompt.wrong_form(complaint))
+        return None
+
+    def _answered(self, text: str, reason: str = "") -> Outcome:
+        return Outcome("answered", text, reason, value=self.check.value)
+
+    def _wrong_form(self) -> Outcome:
+        return Outcome("no_answer", self.check.last, WRONG_FORM)
 
     def _show(self, text: str) -> None:
         self.conversation.say(self.recorder.show(self.conversation.turns, text))
@@ -212,7 +234,9 @@ class Loop:
             return await self._partial("limit", limit.reason)
         parsed = parse_reply(reply.text, complete=reply.stop_reason == "end")
         if parsed.final_text is not None:
-            return Outcome("answered", parsed.final_text, limit.reason)
+            if await self.check.complaint(parsed.final_text):
+                return await self._partial("limit", limit.reason)
+            return self._answered(parsed.final_text, limit.reason)
         blocks = _blocks(parsed)
         if not blocks:
             return await self._partial("limit", limit.reason, words=_words(parsed))
@@ -234,10 +258,11 @@ class Loop:
 
     async def _partial(self, status: Status, reason: str, words: str = "") -> Outcome:
         """End with the best answer there is: ``words``, the box's ``draft``, or what the model said last."""
-        answer = words or await self._draft() or self._said or None
+        answer = words or await self._draft() or self.check.last or self._said or None
         return Outcome(status, answer, reason)
 
     async def _draft(self) -> str | None:
+        self.check.partial = True
         left = min(self.scope.deadline - anyio.current_time(), DRAFT_MOST_S)
         if left > 0 and self.cells.cell > 0 and not isinstance(self.cells.fatal, JournalError):
             try:

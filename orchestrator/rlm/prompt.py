@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from string import Template
+from textwrap import indent
 from typing import Literal
 
 from orchestrator.context import Context, ContextInfo
@@ -16,14 +17,17 @@ from orchestrator.kernel.result import ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.rlm.parse import ParsedReply
 from orchestrator.text import counted, head_and_tail, json_text, one_line, printable
+from orchestrator.tools import Tool
 
 Name = Literal[
     "system",
     "rlm_query",
+    "tools",
     "models",
     "one_process",
     "lazy",
     "first",
+    "form",
     "observation",
     "no_code",
     "last_turn",
@@ -72,6 +76,7 @@ _BUDGETS = {
     "wall_s": "time",
     "bytes_in": "bytes of answers",
     "bytes_out": "bytes of prompts",
+    "tool_calls": "calls of tools",
 }
 
 
@@ -93,16 +98,24 @@ def _load(name: str) -> Template:
     return Template((PROMPTS / f"{name}.md").read_text(encoding="utf-8"))
 
 
-def system(policy: Policy, *, levels: int, lazy_most: int | None = None) -> str:
+def system(
+    policy: Policy, *, levels: int, lazy_most: int | None = None, tools: Mapping[str, Tool] | None = None
+) -> str:
     """Return the standing instructions; the same for every run of a policy, so that a provider can cache them.
 
     Args:
         policy: of the run.
         levels: how many levels of child runs are allowed below this one.
         lazy_most: bytes of a context too large to be held that may become a ``str`` at a time; None for all others.
+        tools: functions of the host that the box may call.
     """
     limits = policy.limits
     optional = render("rlm_query") if levels else ""
+    if tools:
+        told = "\n".join(
+            indent(f"- {tool.description}", "    ").replace("    - ", "  - ", 1) for tool in tools.values()
+        )
+        optional += render("tools", tools=told, in_flight=policy.models.in_flight)
     if policy.models.allowed:
         optional += render("models", names=", ".join(json_text(name) for name in policy.models.allowed))
     if not policy.sandbox.allow_subprocess:
@@ -120,7 +133,13 @@ def system(policy: Policy, *, levels: int, lazy_most: int | None = None) -> str:
 
 
 def first(
-    query: str, info: ContextInfo, left: Mapping[str, int | float], *, tag: str, lazy_most: int | None = None
+    query: str,
+    info: ContextInfo,
+    left: Mapping[str, int | float],
+    *,
+    tag: str,
+    lazy_most: int | None = None,
+    schema: str = "",
 ) -> str:
     """Return the first message: the question, and the facts of a context that is itself never sent.
 
@@ -130,10 +149,11 @@ def first(
         left: what the ledger has left, by policy key.
         tag: word around everything the box says in later messages, unknown to the box.
         lazy_most: as of :func:`system`.
+        schema: JSON Schema of the answer; empty for an answer in words.
     """
-    return render(
-        "first", query=query, context=describe(info, lazy=lazy_most is not None), limits=budget_line(left), tag=tag
-    )
+    form = f"{render('form', schema=schema)}\n" if schema else ""
+    context = describe(info, lazy=lazy_most is not None)
+    return render("first", query=query, context=context, limits=budget_line(left), form=form, tag=tag)
 
 
 def describe(info: ContextInfo, *, lazy: bool = False) -> str:
@@ -269,11 +289,17 @@ def last_turn(key: str) -> str:
     return render("last_turn", budget=_BUDGETS.get(key, key)).rstrip("\n")
 
 
-def direct(query: str, context: Context) -> str:
+def wrong_form(complaint: str) -> str:
+    """Return what is said of an answer that was given in words and does not have its form."""
+    return f"[Your answer does not have the form that is asked for:\n{complaint}\nGive it again.]"
+
+
+def direct(query: str, context: Context, *, schema: str = "") -> str:
     """Return the one message of a run that answers without a box."""
     if isinstance(context, str):
         text = context
     else:
         named = context.items() if isinstance(context, dict) else enumerate(context, 1)
         text = "\n\n".join(f"=== document: {one_line(str(name), NAME_CHARS)} ===\n{part}" for name, part in named)
-    return render("direct", query=query, context=text)
+    form = f"\n{render('form', schema=schema)}" if schema else ""
+    return render("direct", query=query, context=text, form=form)

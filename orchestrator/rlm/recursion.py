@@ -44,11 +44,13 @@ from orchestrator.models.base import Model
 from orchestrator.policy import Budget, Policy
 from orchestrator.rlm import prompt
 from orchestrator.rlm.conversation import Conversation
+from orchestrator.rlm.form import WRONG_FORM, AnswerCheck, AnswerForm, unfenced
 from orchestrator.rlm.loop import Loop, ask_by
 from orchestrator.rlm.places import Places
 from orchestrator.rlm.result import Outcome, Result, limit_reached
 from orchestrator.session import Backing, ChildCall, open_session
 from orchestrator.text import cut_to_bytes
+from orchestrator.tools import Toolbox
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.replay import OnDivergence, Replay
 from orchestrator.trajectory.tape import Bill, Tape
@@ -72,6 +74,8 @@ class Tree:
         journal: folder of the journals, one a run; None keeps none.
         sink: hears the events of every run.
         redact: the journals hold lengths and hashes in the place of texts.
+        tools: functions that the box of the first run may call.
+        child_tools: those that the boxes of its children may.
     """
 
     root_model: Model
@@ -79,6 +83,8 @@ class Tree:
     journal: Path | None = None
     sink: Sink | None = None
     redact: bool = False
+    tools: Toolbox = field(default_factory=dict)
+    child_tools: Toolbox = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -96,6 +102,7 @@ class Run:
         places: of the boxes of all runs below the first.
         past: what its journal has of it already, when it is resumed.
         origin: as of :class:`~orchestrator.events.RunStarted`.
+        form: what the answer must be; None for a text.
     """
 
     tree: Tree
@@ -108,6 +115,7 @@ class Run:
     places: Places = field(default_factory=lambda: Places(0, 0))
     past: Resuming | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    form: AnswerForm | None = None
     _journal: JournalWriter | None = None
     _conversation: Conversation | None = None
     _loop: Loop | None = None
@@ -144,6 +152,7 @@ class Run:
             error=outcome.error,
             run=self.id,
             journal_head="" if self._journal is None else self._journal.head,
+            value=outcome.value,
         )
 
     async def _outcome(self, recorder: Recorder, info: ContextInfo, stop: anyio.Event | None, began: float) -> Outcome:
@@ -189,9 +198,14 @@ class Run:
         models = self.policy.models
         names = self.tree.root_model.name, self.tree.backing.sub_model.name
         facts = self.policy.model_dump(mode="json")
-        recorder.emit(RunStarted(self.query, info.to_dict(), facts, *names, self.scope.depth, self.origin))
-        if info.characters < models.direct_below_chars:
-            return await self._answer_directly(recorder)
+        tools = self.tree.tools if self.parent is None else self.tree.child_tools
+        schema = None if self.form is None else self.form.schema
+        recorder.emit(
+            RunStarted(self.query, info.to_dict(), facts, *names, self.scope.depth, self.origin, schema, tuple(tools))
+        )
+        check = AnswerCheck(self.form)
+        if info.characters < models.direct_below_chars and not tools:
+            return await self._answer_directly(recorder, check)
         session = open_session(
             policy=self.policy,
             context=self.context,
@@ -199,29 +213,39 @@ class Run:
             recorder=recorder,
             backing=self.tree.backing,
             child=Children(self, recorder),
+            accept=None if self.form is None else check.accept,
+            tools=tools,
         )
         async with session as cells:
             left = self.scope.remaining()
             tag = hashlib.sha256(self.id.encode()).hexdigest()[:8]
             most = lazy_most(self.context, self.policy.limits.memory_mb)
-            first = prompt.first(self.query, info, left, tag=tag, lazy_most=most)
-            system = prompt.system(self.policy, levels=int(left["depth"]), lazy_most=most)
+            first = prompt.first(self.query, info, left, tag=tag, lazy_most=most, schema=self._schema)
+            system = prompt.system(self.policy, levels=int(left["depth"]), lazy_most=most, tools=tools)
             conversation = self._converse(recorder, system, first)
             limits, wall_s = self.policy.limits, self.policy.budget.wall_s
-            self._loop = Loop(conversation, cells, self.scope, limits, wall_s, recorder, tag)
+            self._loop = Loop(conversation, cells, self.scope, limits, wall_s, recorder, tag, check)
             return await self._loop.run()
 
-    async def _answer_directly(self, recorder: Recorder) -> Outcome:
-        message = prompt.direct(self.query, self.context).encode("utf-8", "replace").decode()
+    async def _answer_directly(self, recorder: Recorder, check: AnswerCheck) -> Outcome:
+        message = prompt.direct(self.query, self.context, schema=self._schema).encode("utf-8", "replace").decode()
         conversation = self._converse(recorder, prompt.render("direct_system"), message, cache=False)
-        try:
-            reply = await conversation.ask()
-        except LimitExceededError as limit:
-            recorder.emit(limit_reached(limit, self.scope))
-            return Outcome("limit", None, limit.reason)
-        if reply.stop_reason == "end" and reply.text.strip():
-            return Outcome("answered", reply.text)
-        return Outcome("no_answer", reply.text.strip() or None, f"the model stopped with {reply.stop_reason}")
+        while True:
+            try:
+                reply = await conversation.ask()
+            except LimitExceededError as limit:
+                recorder.emit(limit_reached(limit, self.scope))
+                return Outcome("limit", check.last or None, limit.reason)
+            if reply.stop_reason != "end" or not reply.text.strip():
+                return Outcome("no_answer", reply.text.strip() or None, f"the model stopped with {reply.stop_reason}")
+            answer = reply.text if self.form is None else unfenced(reply.text)
+            complaint = await check.complaint(answer)
+            if not complaint:
+                return Outcome("answered", answer, value=check.value)
+            if check.exhausted:
+                return Outcome("no_answer", check.last, WRONG_FORM)
+            notice = prompt.wrong_form(complaint)
+            conversation.say(recorder.show(conversation.turns, notice))
 
     def _converse(self, recorder: Recorder, system: str, first: str, *, cache: bool = True) -> Conversation:
         self._conversation = Conversation(
@@ -271,6 +295,10 @@ class Run:
         recorder.emit(Resumed(tape.after, self.policy.budget.model_dump(mode="json")))
         recorder.went_live = lambda: self.scope.spend(_amount(tape.unplayed))
         return recorder
+
+    @property
+    def _schema(self) -> str:
+        return "" if self.form is None else self.form.shown
 
     @property
     def _said(self) -> str | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic_core import to_jsonable_python
+
 from orchestrator.errors import LimitExceededError, RlmSandboxError
 from orchestrator.events import LimitReached
 from orchestrator.ledger import Scope
@@ -38,12 +40,14 @@ class Outcome:
         answer: as of :class:`Result`.
         reason: as of :class:`Result`.
         error: as of :class:`Result`.
+        value: as of :class:`Result`.
     """
 
     status: Status
     answer: str | None
     reason: str = ""
     error: RlmSandboxError | None = None
+    value: Any = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -53,6 +57,7 @@ class Result:
     Attributes:
         status: ``answered``: the model set ``Final``; ``no_answer``: it stopped working on one; ``limit``: a budget
             ended the run; ``failed``: the sandbox, a model's provider or the journal did, or somebody interrupted it.
+            A run with a ``schema`` whose answers did not have its form is ``no_answer`` with the reason ``wrong_form``.
         answer: the answer; of a run that was not ``answered``, the best partial answer there is, or None.
         reason: what ended a run that was not ``answered``: the policy key of a budget, or a word or sentence. For one
             that was, empty, or the budget whose end made the model answer.
@@ -63,6 +68,8 @@ class Result:
         run: id of the run.
         journal_head: the last value of its journal's hash chain; kept elsewhere it shows whether the journal is still
             the same (``journal verify --head``). Empty without a journal.
+        value: the object that the answer is, where a ``schema`` was given and the run ``answered``: of the type
+            that was given, or plain data. Else None.
     """
 
     status: Status
@@ -74,11 +81,13 @@ class Result:
     error: RlmSandboxError | None = None
     run: str = ""
     journal_head: str = ""
+    value: Any = None
 
     def __repr__(self) -> str:
         """Return the fields as any dataclass has them, but of a long answer the ends."""
         shown = {field.name: getattr(self, field.name) for field in fields(self)}
         shown["answer"] = None if self.answer is None else head_and_tail(self.answer, _REPR_CHARS)
+        shown["value"] = head_and_tail(repr(self.value), _REPR_CHARS)
         return f"Result({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,6 +104,7 @@ class Result:
             "journal_head": self.journal_head or None,
             "turns": self.turns,
             "run": self.run,
+            "value": to_jsonable_python(self.value, by_alias=True),
         }
         if self.status == "failed":
             data["error"] = None if self.error is None else type(self.error).__name__

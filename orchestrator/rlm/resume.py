@@ -6,13 +6,15 @@ are answered from the journal, and the run goes on live where the record ends. N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.context import Context, describe
 from orchestrator.errors import ConfigurationError, PolicyError, ResumeError
 from orchestrator.policy import Policy
+from orchestrator.rlm.form import AnswerForm, FormError
 from orchestrator.rlm.result import Result
 from orchestrator.trajectory.journal import REDACTED
 from orchestrator.trajectory.tape import Tape
@@ -26,11 +28,13 @@ class Resumable:
         tape: its past.
         policy: its own, with what was set for the rest of it.
         query: its question.
+        form: what its answer must be, by the JSON Schema that is recorded; None for a text.
     """
 
     tape: Tape
     policy: Policy
     query: str
+    form: AnswerForm | None = None
 
     @property
     def rest(self) -> Policy:
@@ -67,14 +71,18 @@ class Resumable:
                 f"the run has had its {policy.budget.wall_s:g} s: give it more with "
                 f"--set budget.wall_s={2 * policy.budget.wall_s:g}"
             )
-        return cls(tape, policy, tape.started["query"])
+        return cls(tape, policy, tape.started["query"], form_of(tape))
 
-    def check(self, context: Context) -> None:
-        """Check that a context is the run's own.
+    def check(self, context: Context, tools: Collection[str] = ()) -> None:
+        """Check that a context is the run's own, and that the tools it had are there.
 
         Raises:
-            ResumeError: it is another one.
+            ResumeError: it is another one, or one is missing.
         """
+        missing = [name for name in self.tape.started.get("tools", ()) if name not in tools]
+        if missing:
+            told = ", ".join(missing)
+            raise ResumeError(f"the run had tools that are not given now: {told}; from Python, RLM(tools=…) gives them")
         then, now = self.tape.started["context"], describe(context)
         if then["sha256"] != now.sha256 or then["kind"] != now.kind:
             raise ResumeError(
@@ -88,9 +96,22 @@ def answered(tape: Tape) -> bool:
     return tape.ended is not None and tape.ended["status"] == "answered"
 
 
+def form_of(tape: Tape) -> AnswerForm | None:
+    """Return what the answer of a run must be."""
+    schema = tape.started.get("schema")
+    return None if schema is None else AnswerForm(schema)
+
+
+def _value(form: AnswerForm, answer: str) -> Any:
+    try:
+        return form.value(answer)
+    except FormError:
+        return None  # the type it was checked against then took what its schema does not say
+
+
 def result_of(tape: Tape) -> Result:
     """Return the result of a run that is over, from its journal."""
-    ended = tape.ended or {}
+    ended, form = tape.ended or {}, form_of(tape)
     return Result(
         status=ended["status"],
         answer=ended["answer"],
@@ -100,4 +121,5 @@ def result_of(tape: Tape) -> Result:
         turns=ended["turns"],
         run=tape.run,
         journal_head=tape.head,
+        value=None if form is None else _value(form, ended["answer"]),
     )

@@ -39,6 +39,7 @@ class _Run:
     box: Span | None = None
     cells: dict[int, Span] = field(default_factory=dict)
     calls: dict[int, tuple[Span, str]] = field(default_factory=dict)
+    tools: dict[int, Span] = field(default_factory=dict)
 
 
 class Telemetry:
@@ -83,6 +84,9 @@ class Telemetry:
             events.SubcallStarted: self._subcall_started,
             events.SubcallFinished: self._subcall_finished,
             events.SubcallFailed: self._subcall_failed,
+            events.ToolStarted: self._tool_started,
+            events.ToolFinished: self._tool_finished,
+            events.ToolFailed: self._tool_failed,
             events.RetryScheduled: self._retried,
             events.EstimateCharged: self._estimated,
             events.CircuitChanged: self._circuit_changed,
@@ -121,7 +125,7 @@ class Telemetry:
 
     def _run_finished(self, run: _Run, event: events.RunFinished, envelope: Envelope) -> None:
         # What the end of the run cut short never reported an end of its own.
-        for span in (*run.cells.values(), *(call for call, _ in run.calls.values())):
+        for span in (*run.cells.values(), *run.tools.values(), *(call for call, _ in run.calls.values())):
             _fail(span, "abandoned", envelope)
         self._in_flight.add(-len(run.calls))
         if run.box is not None:
@@ -226,6 +230,27 @@ class Telemetry:
             span, model = call
             span.set_attribute("rlm.attempts", event.attempts)
             self._durations.record(event.elapsed_s, {**_measured(model), "error.type": event.code})
+            _fail(span, event.code, envelope)
+
+    def _tool_started(self, run: _Run, event: events.ToolStarted, envelope: Envelope) -> None:
+        attributes: Attributes = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": event.tool,
+            "rlm.call": event.call,
+        }
+        self._add(attributes, "rlm.arguments", event.arguments)
+        parent = run.cells.get(event.cell, run.span)
+        run.tools[event.call] = self._start(f"execute_tool {event.tool}", parent, envelope, attributes)
+
+    def _tool_finished(self, run: _Run, event: events.ToolFinished, envelope: Envelope) -> None:
+        if (span := run.tools.pop(event.call, None)) is not None:
+            attributes: Attributes = {}
+            self._add(attributes, "rlm.result", event.result)
+            span.set_attributes(attributes)
+            span.end(_ns(envelope))
+
+    def _tool_failed(self, run: _Run, event: events.ToolFailed, envelope: Envelope) -> None:
+        if (span := run.tools.pop(event.call, None)) is not None:
             _fail(span, event.code, envelope)
 
     def _retried(self, run: _Run, event: events.RetryScheduled, envelope: Envelope) -> None:

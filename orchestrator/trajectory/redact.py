@@ -10,13 +10,15 @@ from orchestrator.trajectory.reading import digest
 # What stays as it is, by kind: words of this system, names of models, images and runs, and what a policy says. Whatever
 # is not listed is redacted, so a new text is, too, until somebody decides otherwise.
 KEPT: dict[str, frozenset[str]] = {
-    "run_started": frozenset(("policy", "root_model", "sub_model")),
+    "run_started": frozenset(("policy", "root_model", "sub_model", "tools")),
     "sandbox_opened": frozenset(("container", "image", "runtime", "controls")),
     "sandbox_closed": frozenset(("container", "reason")),
     "root_replied": frozenset(("stop_reason", "usage")),
     "subcall_started": frozenset(("model", "batch")),
     "subcall_finished": frozenset(("stop_reason", "usage")),
     "subcall_failed": frozenset(("code",)),
+    "tool_started": frozenset(("tool",)),
+    "tool_failed": frozenset(("code",)),
     "retry_scheduled": frozenset(("purpose", "code")),
     "estimate_charged": frozenset(("purpose",)),
     "circuit_changed": frozenset(("provider", "state")),

@@ -86,6 +86,22 @@ class Replay(Recorder):
         taped = waiting.popleft()
         return Past(taped.code) if taped.answer is None else _past(taped.answer)
 
+    @property
+    def tool_calls(self) -> int:
+        """The highest number that is recorded."""
+        return self.tape.last_tool
+
+    def recall_tool(self, cell: int, tool: str, arguments: str) -> str | None:
+        """Return the result of such a call, as recorded.
+
+        Raises:
+            ResumeError: a finished cell calls what it did not call then, and that is to end the run.
+        """
+        result = self.tape.claim_tool(tool, arguments)
+        if result is None and self.tape.finished(cell):
+            self._diverged(cell, "it called a tool otherwise than it did then")
+        return result
+
     def refusal(self, cell: int, method: str, nth: int) -> events.Refused | None:
         """Return how a call in a finished cell was refused."""
         return self.tape.refusal(cell, method, nth)

@@ -109,6 +109,7 @@ class Tape:
         unplayed: what was paid for and is not played back: calls that were cut off, attempts that failed, last turns.
         last_call: the highest number of a sub-call.
         last_child: the highest number of a child run.
+        last_tool: the highest number of a call of a tool.
     """
 
     path: Path
@@ -127,8 +128,10 @@ class Tape:
     unplayed: Bill = field(default_factory=Bill)
     last_call: int = 0
     last_child: int = 0
+    last_tool: int = 0
     _calls: dict[bytes, deque[TapedCall]] = field(default_factory=lambda: defaultdict(deque))
     _refused: dict[tuple[int, str, int], Refused] = field(default_factory=dict)
+    _tools: dict[bytes, deque[str]] = field(default_factory=lambda: defaultdict(deque))
 
     @classmethod
     def of(cls, path: Path) -> Tape:
@@ -163,6 +166,11 @@ class Tape:
         calls = self._calls.get(_key(model, prompt, max_tokens))
         return calls.popleft() if calls else None
 
+    def claim_tool(self, tool: str, arguments: str) -> str | None:
+        """Take the next recorded result of such a call of a tool, or None where there is none (left)."""
+        results = self._tools.get(_key(tool, arguments, 0))
+        return results.popleft() if results else None
+
     def refusal(self, cell: int, method: str, nth: int) -> Refused | None:
         """Take how the ``nth`` call of a method in a finished cell was refused, if it was."""
         return self._refused.pop((cell, method, nth), None) if self.finished(cell) else None
@@ -194,6 +202,8 @@ class Tape:
                 limited = True
             elif record.kind == "subcall_started":
                 self.last_call = max(self.last_call, record.fields["call"])
+            elif record.kind == "tool_started":
+                self.last_tool = max(self.last_tool, record.fields["call"])
             elif record.kind == "child_started":
                 self.last_child = max(self.last_child, _number(record.fields["child"]))
             if not limited and record.kind not in ("run_finished", "sandbox_closed"):
@@ -204,12 +214,18 @@ class Tape:
 
     def _play(self, course: list[Record]) -> None:
         asked: dict[int, Record] = {}
+        called: dict[int, dict[str, Any]] = {}
         outcomes: list[tuple[dict[str, Any], Record]] = []
         for record in course:
             if record.kind == "subcall_started":
                 asked[record.fields["call"]] = record
             elif record.kind in ("subcall_finished", "subcall_failed"):
                 outcomes.append((asked.pop(record.fields["call"]).fields, record))
+            elif record.kind == "tool_started":
+                called[record.fields["call"]] = record.fields
+            elif record.kind == "tool_finished":
+                said = called[record.fields["call"]]
+                self._tools[_key(said["tool"], said["arguments"], 0)].append(record.fields["result"])
             else:
                 self._play_one(record.kind, record.fields)
         for started, outcome in outcomes:

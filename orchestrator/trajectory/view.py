@@ -105,6 +105,9 @@ class _View:
             "retry_scheduled": self._retry_scheduled,
             "estimate_charged": self._estimate_charged,
             "circuit_changed": self._circuit_changed,
+            "tool_started": self._tool_started,
+            "tool_finished": self._tool_finished,
+            "tool_failed": self._tool_failed,
             "refused": self._refused,
             "resumed": self._resumed,
             "diverged": self._diverged,
@@ -264,6 +267,20 @@ class _View:
     def _circuit_changed(self, record: Record) -> Iterator[str]:
         said = record.fields
         yield self._at(record, circuit_text(said["provider"], said["state"], said["failures"], said["wait_s"]))
+
+    def _tool_started(self, record: Record) -> Iterator[str]:
+        said = record.fields
+        yield self._at(record, f"tool {said['call']}: {said['tool']} {said['arguments']}")
+
+    def _tool_finished(self, record: Record) -> Iterator[str]:
+        said = record.fields
+        yield self._at(record, f"tool {said['call']} ({said['elapsed_s']:.2f} s) → {said['result']}")
+
+    def _tool_failed(self, record: Record) -> Iterator[str]:
+        said = record.fields
+        yield self._at(
+            record, f"tool {said['call']} ({said['elapsed_s']:.2f} s) failed: {said['code']} {said['detail']}"
+        )
 
     def _refused(self, record: Record) -> Iterator[str]:
         said = record.fields

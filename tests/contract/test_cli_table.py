@@ -18,8 +18,8 @@ CLI_MD = Path(common.__file__).parent / "CLI.md"
 
 # The commands of the design; a change here is a change of the interface.
 COMMANDS = {
-    "run": "[FILE…] -q --query --query-file --unpack --model --sub-model --policy --set --journal --redact --quiet "
-    "--json",
+    "run": "[FILE…] -q --query --query-file --schema --unpack --model --sub-model --policy --set --journal --redact "
+    "--quiet --json",
     "exec": "[FILE] --context --unpack --policy --set --timeout --json",
     "doctor": "--policy --set --json",
     "image build": "--force --json",

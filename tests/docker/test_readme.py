@@ -53,6 +53,11 @@ def test_an_example_runs(example: str, tmp_path: Path) -> None:
     assert printed.strip()
 
 
+def test_the_example_with_a_form_gives_the_object(tmp_path: Path) -> None:
+    (example,) = [each for each in EXAMPLES if "schema=" in each]
+    assert _run([sys.executable, "-c", example], tmp_path) == "name='Alder-1' reopened=1911\n"
+
+
 def test_the_first_example_answers_the_question(tmp_path: Path) -> None:
     printed = _run([sys.executable, "-c", EXAMPLES[0]], tmp_path).splitlines()
     assert printed[0] == "answered"

@@ -22,6 +22,7 @@ from orchestrator.models import retry
 from orchestrator.models.base import Model
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.tools import Toolbox
 from orchestrator.traffic import Lane
 from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply, encode_refusal
 from tests.support.fakes import FakeClock, FakeModel, MemoryJournal
@@ -42,6 +43,7 @@ class Bench:
         prices: PriceTable | None = None,
         lane: Lane | None = None,
         cell_ends: Callable[[], float] = lambda: math.inf,
+        tools: Toolbox | None = None,
         **settings: Any,
     ) -> None:
         assignments = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
@@ -61,6 +63,7 @@ class Bench:
             complete=functools.partial(retry.complete, random=lambda: 0.0),
             lane=lane,
             cell_ends=cell_ends,
+            tools=tools,
         )
         self._ids = itertools.count()
 

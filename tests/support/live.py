@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,14 @@ def left_behind(engine: Engine) -> list[str]:
 
 @asynccontextmanager
 async def box(
-    engine: Engine, *settings: str, context: Context | None = None, rpc: RpcHandler | None = None
+    engine: Engine,
+    *settings: str,
+    context: Context | None = None,
+    rpc: RpcHandler | None = None,
+    tools: Sequence[str] = (),
 ) -> AsyncIterator[Sandbox]:
     """Open a small box; ``settings`` override its policy."""
-    async with Sandbox.open(POLICY.override(list(settings)), context, rpc=rpc, engine=engine) as opened:
+    async with Sandbox.open(POLICY.override(list(settings)), context, rpc=rpc, engine=engine, tools=tools) as opened:
         yield opened
 
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from pydantic import BaseModel
 
 import orchestrator
 from orchestrator.errors import (
@@ -19,7 +22,7 @@ from orchestrator.errors import (
     ModelRequestError,
     PolicyError,
 )
-from orchestrator.events import Envelope, RunFinished
+from orchestrator.events import Envelope, Refused, RunFinished, RunStarted
 from orchestrator.models.base import ModelReply, ModelRequest, Usage
 from orchestrator.policy import Policy
 from orchestrator.rlm import api
@@ -175,6 +178,7 @@ def test_the_journal_of_a_run_is_named_in_its_result(tmp_path: Path) -> None:
         "journal_head": result.journal_head,
         "turns": 1,
         "run": result.run,
+        "value": None,
     }
 
 
@@ -375,3 +379,76 @@ def test_importing_loads_no_heavy_library(module: str) -> None:
     program = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+# Typed answers --------------------------------------------------------------------------------------------------------
+
+
+def attempts(*answers: str, told: list[RpcRefusal] | None = None) -> CellBody:
+    """Return the body of a cell that hands over one answer after another, and is told why not."""
+
+    async def body(box: FakeBox) -> None:
+        for answer in answers:
+            try:
+                await box.call("final", answer)
+            except RpcRefusal as refusal:
+                if told is not None:
+                    told.append(refusal)
+
+    return body
+
+
+def test_the_answer_of_a_run_with_a_schema_is_checked_as_it_is_handed_over() -> None:
+    told: list[RpcRefusal] = []
+    cell = attempts("many", '{"n": "3"}', '{"n": 3}', told=told)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    events: list[Envelope] = []
+    model = FakeModel(default=CODE)
+    runs = RLM(model, policy=Policy(), on_event=events.append, open_box=FakeBoxes([[cell]]).open)
+    result = runs.complete("text", "How many?", schema)
+    assert (result.status, result.answer, result.value) == ("answered", '{"n": 3}', {"n": 3})
+    assert result.to_dict()["value"] == {"n": 3}
+    assert [(each.reason, each.limit) for each in told] == [("wrong_form", 3), ("wrong_form", 2)]
+    assert "at $.n: '3' is not of type 'integer'" in told[1].message
+    refused = [each.event.reason for each in events if isinstance(each.event, Refused)]
+    assert refused == ["wrong_form", "wrong_form"]
+    assert [each.event.schema for each in events if isinstance(each.event, RunStarted)] == [schema]
+    assert '"type": "integer"' in model.requests[0].messages[0].text
+
+
+def test_wrong_forms_end_the_run_and_the_last_is_the_partial_answer() -> None:
+    result = rlm(*[attempts(f"wrong {number}") for number in range(9)]).complete("text", "How many?", int)
+    assert (result.status, result.reason, result.answer) == ("no_answer", "wrong_form", "wrong 3")
+    assert (result.value, result.turns) == (None, 4)
+
+
+def test_without_a_schema_the_same_answer_is_taken() -> None:
+    """The weakened twin."""
+    assert rlm(attempts("wrong 0")).complete("text", "How many?").answer == "wrong 0"
+
+
+class Bridge(BaseModel):
+    name: str
+    opened: date
+
+
+def test_the_value_of_a_model_is_one_and_prints_as_json() -> None:
+    result = rlm(attempts('{"name": "Alder", "opened": "1911-05-02"}')).complete("text", "Which?", Bridge)
+    assert result.value == Bridge(name="Alder", opened=date(1911, 5, 2))
+    assert json.loads(json.dumps(result.to_dict()))["value"] == {"name": "Alder", "opened": "1911-05-02"}
+
+
+def test_a_run_without_a_box_has_its_form_checked_too() -> None:
+    model = FakeModel([ModelReply("some"), ModelReply("```json\n[1]\n```")])
+    policy = Policy().override(["models.direct_below_chars=100"])
+    result = RLM(model, policy=policy).complete("text", "Which?", list[int])
+    assert (result.status, result.answer, result.value, result.turns) == ("answered", "[1]", [1], 2)
+    wrong = RLM(FakeModel(default=ModelReply("some")), policy=policy).complete("text", "Which?", list[int])
+    assert (wrong.status, wrong.answer, wrong.reason, wrong.turns) == ("no_answer", "some", "wrong_form", 4)
+
+
+def test_a_bad_schema_is_told_before_anything_is_spent() -> None:
+    model = FakeModel()
+    with pytest.raises(ConfigurationError, match="is no JSON Schema"):
+        RLM(model).complete("text", "Which?", {"type": "strin"})
+    assert model.requests == []

@@ -56,19 +56,22 @@ class FakeRuns:
         during: called while the run goes on.
         made: keywords of each ``RLM``.
         asked: context and query of each run.
+        schemas: of their answers.
     """
 
     outcome: Result | BaseException
     during: Callable[[], object] | None = None
     made: list[dict[str, Any]] = field(default_factory=list)
     asked: list[tuple[Any, str]] = field(default_factory=list)
+    schemas: list[Any] = field(default_factory=list)
 
     def __call__(self, **keywords: Any) -> FakeRuns:
         self.made.append(keywords)
         return self
 
-    async def acomplete(self, context: Any, query: str, *, stop: anyio.Event, origin: Any) -> Result:
+    async def acomplete(self, context: Any, query: str, schema: Any, *, stop: anyio.Event, origin: Any) -> Result:
         del origin
+        self.schemas.append(schema)
         self.asked.append((context, query))
         sink = self.made[-1]["on_event"]
         recorder = Recorder("r1", None, () if sink is None else (sink,))
@@ -287,11 +290,44 @@ def test_run_redacts_its_journal_on_request(cli: Run, runs: FakeRuns, text: str)
     assert runs.made[0]["redact"] is True
 
 
+def test_run_hands_on_the_schema_of_the_answer(cli: Run, runs: FakeRuns, text: str, tmp_path: Path) -> None:
+    (tmp_path / "form.json").write_text('{"type": "array"}')
+    assert cli("run", "-q", "What?", text, "--schema", str(tmp_path / "form.json"), "--quiet")[0] == 0
+    assert cli("run", "-q", "What?", text, "--quiet")[0] == 0
+    assert runs.schemas == [{"type": "array"}, None]
+
+
+@pytest.mark.parametrize(
+    ("schema", "complaint"),
+    [
+        ("{", "it is not JSON: Expecting property name"),
+        ("[" * 100_000, "it is not JSON: "),
+        ("[1]", 'a JSON Schema is an object, such as {"type": "array"}'),
+        ('{"type": "strin"}', "the answer's schema is no JSON Schema: at $.type: 'strin' is not valid"),
+        ('{"patternProperties": {"a": {}}}', "patternProperties"),
+        (None, "No such file"),
+    ],
+)
+def test_a_bad_schema_is_one_line_before_anything_is_spent(
+    cli: Run, runs: FakeRuns, tmp_path: Path, schema: str | None, complaint: str
+) -> None:
+    path = tmp_path / "form.json"
+    if schema is not None:
+        path.write_text(schema)
+    code, out, err = cli("run", "-q", "What?", "-", "--schema", str(path))
+    assert (code, out, runs.made) == (2, "", [])
+    assert err.count("\n") == 1
+    assert err.startswith("rlm-sandbox: ")
+    assert str(path) in err
+    assert complaint.lower() in err.lower()
+
+
 def test_run_with_json_prints_the_result_and_nothing_else(cli: Run, runs: FakeRuns, text: str) -> None:
     code, out, _ = cli("run", "-q", "What?", text, "--json")
     assert code == 0
     assert json.loads(out) == runs.outcome.to_dict()  # type: ignore[union-attr]
-    assert list(json.loads(out)) == ["status", "answer", "reason", "usage", "journal", "journal_head", "turns", "run"]
+    keys = ["status", "answer", "reason", "usage", "journal", "journal_head", "turns", "run", "value"]
+    assert list(json.loads(out)) == keys
 
 
 @pytest.mark.parametrize(

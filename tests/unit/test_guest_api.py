@@ -601,3 +601,148 @@ class TestManyChildren:
         with pytest.raises((TypeError, ValueError)):
             api.rlm_query_batched(queries, contexts)
         assert host.calls == []
+
+
+def test_an_answer_of_a_wrong_form_is_told_and_not_handed_over_again(
+    host: FakeHost, api: GuestApi, names: dict[str, Any]
+) -> None:
+    host.answer = lambda _head, _body: refusal("wrong_form", 3)
+    names["Final"] = "many"
+    assert "QueryRefused" in api.deliver_final()
+    assert "Final" not in names
+    assert api.deliver_final() == ""
+    assert len(host.calls) == 1
+
+
+# Answers of a form ----------------------------------------------------------------------------------------------------
+
+NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+
+
+def script(host: FakeHost, *replies: str) -> None:
+    """Answer the queries with ``replies`` in order, and then with the last of them."""
+    left = list(replies)
+    host.answer = lambda _head, _body: ({"result": {}}, left.pop(0) if len(left) > 1 else left[0])
+
+
+def ask_async(api: GuestApi, **options: Any) -> Any:
+    return asyncio.run(api.names()["llm_query"].aio("how many?", **options))
+
+
+@pytest.mark.parametrize("ask", [lambda api, **given: api.llm_query("how many?", **given), ask_async])
+class TestForms:
+    @pytest.mark.parametrize("reply", ['{"n": 3}', '```json\n{"n": 3}\n```', 'Here:\n```\n{"n": 3}\n```\nDone.'])
+    def test_a_reply_that_fits_is_the_object_it_is(self, host: FakeHost, api: GuestApi, ask: Any, reply: str) -> None:
+        script(host, reply)
+        assert ask(api, schema=NUMBER) == {"n": 3}
+        (prompt,) = [body for _, body in host.calls]
+        assert prompt.startswith("how many?\n")
+        assert json.dumps(NUMBER) in prompt
+
+    def test_one_that_does_not_is_asked_for_again_with_what_is_wrong(
+        self, host: FakeHost, api: GuestApi, ask: Any
+    ) -> None:
+        script(host, "three", '{"n": "three"}', '{"n": 3}')
+        assert ask(api, schema=NUMBER, max_tokens=9) == {"n": 3}
+        prompts = [body for _, body in host.calls]
+        assert "it is not JSON" in prompts[1]
+        assert "at $.n: 'three' is not of type 'integer'" in prompts[2]
+        assert host.params("llm_query") == [{"max_tokens": 9}] * 3
+
+    @pytest.mark.parametrize("reply", ["x" * 20_000, "[" * 20_000, '{"n": NaN}', '{"n": 1, "m": 2}'])
+    def test_after_three_that_do_not_it_is_refused(self, host: FakeHost, api: GuestApi, ask: Any, reply: str) -> None:
+        script(host, reply)
+        with pytest.raises(QueryRefused) as caught:
+            ask(api, schema=NUMBER)
+        assert caught.value.reason == "wrong_form"
+        assert len(host.calls) == 3
+        assert all(len(body) < 4000 for _, body in host.calls)
+
+    def test_a_refusal_of_the_budget_is_passed_on(self, host: FakeHost, api: GuestApi, ask: Any) -> None:
+        host.answer = lambda _head, _body: refusal("calls", 0)
+        with pytest.raises(QueryRefused, match="calls"):
+            ask(api, schema=NUMBER)
+
+    @pytest.mark.parametrize(("schema", "kind"), [({"type": "strin"}, ValueError), ("object", TypeError)])
+    def test_what_is_no_schema_asks_nothing(
+        self, host: FakeHost, api: GuestApi, ask: Any, schema: Any, kind: type[Exception]
+    ) -> None:
+        with pytest.raises(kind):
+            ask(api, schema=schema)
+        assert host.calls == []
+
+
+def batches(host: FakeHost, reply: Callable[[str], Answer]) -> None:
+    """Answer batches, and each query by a function of its prompt."""
+
+    def answer(head: dict[str, Any], body: str) -> Answer:
+        if head["method"] == "batch_open":
+            return {"result": {"batch": "b", "window": 2}}, ""
+        return reply(body) if head["method"] == "llm_query" else ({"result": {}}, "")
+
+    host.answer = answer
+
+
+def test_a_batch_asks_again_only_what_does_not_fit_and_keeps_the_order(host: FakeHost, api: GuestApi) -> None:
+    def reply(body: str) -> Answer:
+        number = int(body.partition("\n")[0])
+        if number == 4:
+            return refusal("model_request")
+        wrong = number == 2 or (number == 1 and "Your last reply" not in body)
+        return {"result": {}}, "no idea" if wrong else json.dumps({"n": number})
+
+    batches(host, reply)
+    told: list[tuple[int, int]] = []
+    answers = api.llm_query_batched(
+        [str(number) for number in range(5)], schema=NUMBER, progress=lambda done, of: told.append((done, of))
+    )
+    assert [answers[0], answers[1], answers[3]] == [{"n": 0}, {"n": 1}, {"n": 3}]
+    assert [answers[2].reason, answers[4].reason] == ["wrong_form", "model_request"]
+    assert "no idea" not in answers[2]
+    assert [params["n"] for params in host.params("batch_open")] == [5, 2, 1]
+    assert told == [(number, 5) for number in range(1, 6)]
+
+
+def test_a_budget_that_ends_between_the_rounds_of_a_batch_loses_only_what_was_left(
+    host: FakeHost, api: GuestApi
+) -> None:
+    batches(host, lambda body: ({"result": {}}, '{"n": 1}' if body.startswith("a") else "no idea"))
+    answer, opened = host.answer, []
+
+    def once(head: dict[str, Any], body: str) -> Answer | None:
+        if head["method"] == "batch_open":
+            opened.append(head)
+            if len(opened) > 1:
+                return refusal("calls", 0)
+        return answer(head, body)
+
+    host.answer = once
+    first, second = api.llm_query_batched(["a", "b"], schema=NUMBER)
+    assert first == {"n": 1}
+    assert (type(second), second.reason) == (FailedQuery, "calls")
+
+
+# Functions of the host ------------------------------------------------------------------------------------------------
+
+
+def test_a_function_of_the_host_is_called_like_any_other(host: FakeHost, api: GuestApi) -> None:
+    host.answer = lambda _head, body: ({"result": {}}, body)
+    lookup = api.tools(["lookup"])["lookup"]
+    assert lookup("é", 2, most=[None]) == {"args": ["é", 2], "kwargs": {"most": [None]}}
+    assert asyncio.run(lookup.aio("x")) == {"args": ["x"], "kwargs": {}}
+    assert host.params("tool") == [{"name": "lookup"}] * 2
+    assert lookup.__name__ == "lookup"
+
+
+@pytest.mark.parametrize("argument", [object(), float("nan"), b"bytes"])
+def test_what_is_no_plain_data_never_leaves(host: FakeHost, api: GuestApi, argument: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        api.tools(["lookup"])["lookup"](argument)
+    assert host.calls == []
+
+
+def test_its_failure_is_a_refusal(host: FakeHost, api: GuestApi) -> None:
+    host.answer = lambda _head, _body: refusal("tool_failed")
+    with pytest.raises(QueryRefused) as caught:
+        api.tools(["lookup"])["lookup"]()
+    assert caught.value.reason == "tool_failed"

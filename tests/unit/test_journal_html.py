@@ -57,11 +57,11 @@ def test_a_page_holds_the_whole_run(tmp_path: Path) -> None:
     assert [item["k"] for item in run["items"]] == ["note", "turn", "cell", "shown", "note", "note", "note"]
     cell = run["items"][2]
     assert (texts[cell["code"]], cell["status"], texts[cell["stdout"]]) == ("print(1)", "ok", "1\n")
-    assert [item["k"] for item in cell["items"]] == ["note", "note", "note", "note", "child", "note", "note"]
+    assert [item["k"] for item in cell["items"]] == ["note"] * 8 + ["child", "note", "note"]
     first, second = cell["calls"]
     assert (texts[first[4]], texts[first[5]], first[10]) == ("What is here?", "A word.", 2)
     assert (second[5], second[6], second[7]) == (None, "model_unavailable", "503 from the provider")
-    assert run["limits"] == [{"at": 1.9, "text": "calls (0 left)"}]
+    assert run["limits"] == [{"at": 2.3, "text": "calls (0 left)"}]
 
 
 def test_a_page_is_what_its_template_says_and_nothing_more(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_child_runs_are_in_the_page_of_their_parent_and_on_its_clock(tmp_path: P
     _, data = maker.render(write(tmp_path, *a_run()))
     child = data["runs"][1]
     assert data["texts"][child["query"]] == "A smaller question"
-    assert (child["at"], child["place"], child["depth"]) == (1.2, [0, 2], 1)
+    assert (child["at"], child["place"], child["depth"]) == (1.6, [0, 2], 1)
 
 
 def test_a_childs_journal_that_is_missing_or_damaged_leaves_the_parents_page_whole(tmp_path: Path) -> None:

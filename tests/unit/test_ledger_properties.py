@@ -20,6 +20,7 @@ KEYS = {
     "children": "children",
     "bytes_in": "bytes_in",
     "bytes_out": "bytes_out",
+    "tool_calls": "tool_calls",
 }
 FIELDS = tuple(KEYS)
 
@@ -32,6 +33,7 @@ amounts = st.builds(
     turns=st.integers(0, 2),
     bytes_in=st.integers(0, 9),
     bytes_out=st.integers(0, 9),
+    tool_calls=st.integers(0, 3),
 )
 picks = st.integers(0, 99)
 budgets = st.builds(
@@ -43,6 +45,7 @@ budgets = st.builds(
     children_alive=st.integers(0, 3),
     bytes_in=st.integers(0, 60),
     bytes_out=st.integers(0, 60),
+    tool_calls=st.integers(0, 9),
     turns=st.integers(1, 5),
     depth=st.integers(0, 3),
     wall_s=st.integers(20, 400).map(float),
@@ -238,6 +241,7 @@ class LedgerMachine(RuleBasedStateMachine):
             "children": budget.children,
             "bytes_in": budget.bytes_in,
             "bytes_out": budget.bytes_out,
+            "tool_calls": budget.tool_calls,
         }
         turns, deadline = budget.turns, self.clock() + budget.wall_s
         run = Run(scope, limit, turns, budget.children_alive, budget.depth, deadline, parent)

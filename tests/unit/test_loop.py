@@ -21,6 +21,7 @@ from orchestrator.models.base import ModelReply, ModelRequest, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
 from orchestrator.rlm.conversation import LAST_TURN_TOKENS, Conversation
+from orchestrator.rlm.form import MAX_WRONG, AnswerCheck, AnswerForm
 from orchestrator.rlm.loop import MAX_BLOCKS, MAX_CODELESS, MAX_FAILED, Loop, ask_by
 from orchestrator.rlm.result import Outcome
 from tests.support.fake_session import FETCH_DRAFT, OK, FakeCells, Step, error, sets_final
@@ -60,7 +61,12 @@ class Rig:
 
 
 def rig(
-    replies: Iterable[Scripted], steps: Iterable[Step] = (), *, draft: str | None = None, settings: Iterable[str] = ()
+    replies: Iterable[Scripted],
+    steps: Iterable[Step] = (),
+    *,
+    draft: str | None = None,
+    settings: Iterable[str] = (),
+    form: object = None,
 ) -> Rig:
     policy = Policy().override(list(settings))
     scope = Scope.root(policy.budget)
@@ -77,8 +83,9 @@ def rig(
         ask_by=ask_by(scope, policy.budget.wall_s),
     )
     conversation.say("first")
+    check = AnswerCheck(None if form is None else AnswerForm(form))
     return Rig(
-        Loop(conversation, cells, scope, policy.limits, policy.budget.wall_s, recorder, "tag"),
+        Loop(conversation, cells, scope, policy.limits, policy.budget.wall_s, recorder, "tag", check),
         model,
         cells,
         scope,
@@ -413,3 +420,50 @@ async def test_an_event_that_cannot_be_recorded_ends_the_run() -> None:
     with pytest.raises(JournalError):
         await run.run()
     assert run.cells.codes == []
+
+
+# Answers of a form ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_in_words_that_fits_is_the_object_it_is() -> None:
+    run = rig([says("FINAL([1, 2])")], form=list[int])
+    assert await run.run() == Outcome("answered", "[1, 2]", value=[1, 2])
+
+
+async def test_an_answer_in_words_that_does_not_fit_goes_back_with_what_is_wrong() -> None:
+    run = rig([says("FINAL(one)"), says("FINAL([1])")], form=list[int])
+    assert (await run.run()).value == [1]
+    assert "does not have the form" in run.told(1)
+    assert "it is not JSON" in run.told(1)
+
+
+async def test_after_so_many_wrong_forms_the_run_ends_with_the_last_of_them() -> None:
+    run = rig([says(f"FINAL(wrong {number})") for number in range(9)], form=list[int])
+    assert await run.run() == Outcome("no_answer", f"wrong {MAX_WRONG - 1}", "wrong_form")
+    assert len(run.model.requests) == MAX_WRONG
+
+
+async def test_wrong_forms_that_the_box_handed_over_count_and_no_block_after_one_runs() -> None:
+    run = rig([code("Final = 1", "more")] * 9, form=list[int])
+
+    def refused(_cells: FakeCells) -> ExecutionResult:
+        run.loop.check.wrong += 1
+        run.loop.check.last = "1"
+        return OK
+
+    run.cells._steps.extend([refused] * 9)
+    assert await run.run() == Outcome("no_answer", "1", "wrong_form")
+    assert run.cells.codes == ["Final = 1\n"] * MAX_WRONG
+
+
+async def test_a_partial_answer_may_have_any_form() -> None:
+    run = rig([code("work"), code("late")], draft="about five", settings=["budget.turns=1"], form=list[int])
+    outcome = await run.run()
+    assert (outcome.status, outcome.answer, outcome.value) == ("limit", "about five", None)
+    assert run.loop.check.partial
+
+
+async def test_a_wrong_form_in_the_last_turn_leaves_what_there_is() -> None:
+    run = rig([code("work"), says("FINAL(five)")], settings=["budget.turns=2"], form=list[int])
+    outcome = await run.run()
+    assert (outcome.status, outcome.answer, outcome.reason) == ("limit", "five", "turns")

@@ -240,3 +240,27 @@ def test_the_command_line_makes_spans_only_where_the_process_was_started_with_an
     assert tell is not None
     Recorder("r1", None, (tell,)).emit(runs.finished())
     assert len(heard) == 2
+
+
+def test_a_call_of_a_tool_is_a_span_of_its_cell_and_tells_no_text_unless_asked() -> None:
+    happened = [
+        runs.started(),
+        events.CellStarted(1, 1, "lookup()"),
+        events.ToolStarted(1, 1, "lookup", TEXT),
+        events.ToolFinished(1, TEXT, 0.1),
+        events.ToolStarted(2, 1, "lookup", TEXT),
+        events.ToolFailed(2, "tool_failed", TEXT, 0.1),
+        events.ToolStarted(3, 1, "lookup", TEXT),
+        events.CellFinished(1, 1, runs.cell_result()),
+        runs.finished(),
+    ]
+    for content in (False, True):
+        collected = Collected(content=content)
+        collected.run(*happened)
+        calls, cell = collected.spans("execute_tool lookup"), collected.span("execute_tool python")
+        assert cell.context is not None
+        assert [call.parent.span_id for call in calls if call.parent] == [cell.context.span_id] * 3
+        assert [call.status.description for call in calls] == [None, "tool_failed", "abandoned"]
+        told = [str(dict(call.attributes or {})) for call in calls]
+        assert [TEXT in each for each in told] == [content] * 3
+        assert dict(calls[0].attributes or {})["gen_ai.tool.name"] == "lookup"

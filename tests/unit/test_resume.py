@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
@@ -298,3 +299,25 @@ def test_a_tape_tells_where_a_run_came_from(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     assert Tape.of(path).started["origin"] == {"model": "offline", "sub_model": "", "files": ["/a/b.txt"]}
     shutil.rmtree(tmp_path)
+
+
+async def test_a_run_with_a_form_is_resumed_with_it_and_what_was_wrong_is_counted_once(tmp_path: Path) -> None:
+    async def wrong(box: FakeBox) -> None:
+        with contextlib.suppress(RpcRefusal):
+            await box.call("final", "about seven")
+
+    async def right(box: FakeBox) -> None:
+        await box.call("final", "7")
+
+    def runs(cells: list[CellBody], *settings: str) -> RLM:
+        policy = POLICY.override(list(settings))
+        return RLM(FakeProvider("root"), policy=policy, journal=tmp_path, open_box=FakeBoxes([cells]).open)
+
+    first = await runs([wrong, wrong], "budget.turns=3").acomplete(CONTEXT, QUERY, int)
+    assert (first.status, first.journal is not None) == ("limit", True)
+    rest = await runs([wrong, wrong, wrong, right]).aresume(first.journal or "", CONTEXT, settings=["budget.turns=9"])
+    assert (rest.status, rest.answer, rest.value) == ("answered", "7", 7)
+    refused = [record for record in read(first.journal or Path()) if record.kind == "refused"]
+    assert [record.fields["reason"] for record in refused] == ["wrong_form"] * 3
+    again = await runs([]).aresume(first.journal or "", CONTEXT)
+    assert (again.status, again.value) == ("answered", 7)

@@ -24,6 +24,8 @@ PAGE_CHARS = 64_000_000
 
 SHORT_CHARS = 1_000
 
+# Of the arguments and the result of a tool, in the note that a call of it is.
+_TOOL_CHARS = 500
 _RESULT_TEXTS = ("stdout", "stderr", "result")
 
 Data = dict[str, Any]
@@ -131,6 +133,9 @@ class _Run:
             "retry_scheduled": self._retry_scheduled,
             "estimate_charged": self._estimate_charged,
             "circuit_changed": self._circuit_changed,
+            "tool_started": self._tool_started,
+            "tool_finished": self._tool_finished,
+            "tool_failed": self._tool_failed,
             "refused": self._refused,
             "resumed": self._resumed,
             "diverged": self._diverged,
@@ -251,6 +256,17 @@ class _Run:
         text = circuit_text(said["provider"], said["state"], said["failures"], said["wait_s"])
         self._note(record, text, "warn", self._running)
 
+    def _tool_started(self, record: Record, said: Data) -> None:
+        self._note(record, f"tool {said['call']}: {said['tool']} {_clipped(said['arguments'])}", "", said["cell"])
+
+    def _tool_finished(self, record: Record, said: Data) -> None:
+        text = f"tool {said['call']} ({said['elapsed_s']:.2f} s) → {_clipped(said['result'])}"
+        self._note(record, text, "", self._running)
+
+    def _tool_failed(self, record: Record, said: Data) -> None:
+        text = f"tool {said['call']} ({said['elapsed_s']:.2f} s) failed: {said['code']} {said['detail']}"
+        self._note(record, text, "warn", self._running)
+
     def _refused(self, record: Record, said: Data) -> None:
         left = "" if said["limit"] is None else f" ({said['limit']:g} left)"
         times = f", {said['count']:,} times" if said["count"] > 1 else ""
@@ -319,6 +335,10 @@ class _Run:
     def _note(self, record: Record, text: str, level: str = "", cell: object = None) -> None:
         place = self._cells.get(cell) if isinstance(cell, int) else None
         self._item(record, "note", place, text=text, level=level)
+
+
+def _clipped(text: Any) -> str:
+    return head_and_tail(str(text), _TOOL_CHARS)
 
 
 def _usage(usage: Data) -> list[int]:
