@@ -214,5 +214,6 @@ made > 100
             assert (await opened.execute("os._exit(0)")).status == "died"
             assert await value(opened, "import os; os.listdir('/tmp')") == []
         # No frame of the wire holds a file.
-        assert {kind.name for kind in mux.FROM_BOX} == {"KERNEL", "RPC", "HELLO", "READY", "BOUND", "CUT", "DIED", "FAULT"}
+        frames = {"KERNEL", "RPC", "HELLO", "READY", "BOUND", "CUT", "DIED", "FAULT"}
+        assert {kind.name for kind in mux.FROM_BOX} == frames
         assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - nobody waits
