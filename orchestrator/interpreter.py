@@ -135,8 +135,7 @@ class Sandbox:
             async with anyio.create_task_group() as tasks, connection(engine) as connected:
                 tasks.start_soon(to_thread.run_sync, preload)  # while the engine works
                 async with prepared(connected, policy) as empty:
-                    left = max(policy.limits.start_timeout_s - (time.monotonic() - began), 1.0)
-                    await empty.fill(context, rpc or refuse_everything, left, tools)
+                    await empty.fill(context, rpc or refuse_everything, tools)
                     try:
                         yield cls.of(empty, policy, connected, time.monotonic() - began)
                     except BaseException as error:

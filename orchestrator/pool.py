@@ -64,6 +64,7 @@ class Pool:
         self._opening = 0
         self._waiting = 0
         self._retry_at = 0.0
+        self._failure: SandboxError | None = None
 
     @classmethod
     @asynccontextmanager
@@ -104,9 +105,15 @@ class Pool:
         return sum(not slot.taken and slot.empty is not None and not slot.empty.client.gone for slot in self._slots)
 
     async def filled(self, number: int | None = None) -> None:
-        """Wait until so many boxes are ready; all of them if None."""
+        """Wait until so many boxes are ready; all of them if None. Where the host lacks the memory, that may be never.
+
+        Raises:
+            SandboxError: the last one could not be made; the pool tries again, but why should it then succeed?
+        """
         wanted = self._size if number is None else min(number, self._size)
         while self.ready < wanted:
+            if self._failure is not None:
+                raise self._failure
             await self._changed.wait()
 
     @asynccontextmanager
@@ -133,7 +140,7 @@ class Pool:
             # While somebody waits for a box to be filled, none is made: that would take the processor from it.
             self._opening += 1
             try:
-                await slot.empty.fill(context, rpc or refuse_everything, policy.limits.start_timeout_s, tools)
+                await slot.empty.fill(context, rpc or refuse_everything, tools, waited=True)
             finally:
                 self._opening -= 1
                 self._refill()
@@ -182,7 +189,7 @@ class Pool:
             with ungrouped():
                 async with prepared(self._engine, self._policy, MAX_AGE_S) as empty:
                     await empty.up()
-                    slot.empty, made = empty, True
+                    slot.empty, made, self._failure = empty, True, None
                     self._notify()
                     task_status.started()
                     with anyio.move_on_after(MAX_AGE_S):
@@ -192,7 +199,7 @@ class Pool:
                     slot.taken = True
         except SandboxError as error:
             _log.warning("a box for the pool was not made: %s", error)
-            self._retry_at = time.monotonic() + RETRY_S
+            self._retry_at, self._failure = time.monotonic() + RETRY_S, error
         finally:
             self._slots.remove(slot)
             slot.closed.set()

@@ -59,6 +59,11 @@ class Prepared:
         self._box = container
         self._wanted = wanted
         self._desk = desk
+        self._ready_by = anyio.current_time() + self._start_timeout_s
+
+    @property
+    def _start_timeout_s(self) -> float:
+        return self._wanted.policy.limits.start_timeout_s
 
     async def verify(self, engine: Engine) -> None:
         """Compare the engine's record and the view from inside with the policy.
@@ -68,7 +73,7 @@ class Prepared:
             ImageError: the image speaks another version of the protocol.
             SandboxStartError: the box ended first, or did not report in time.
         """
-        async with self._in_time(self._wanted.policy.limits.start_timeout_s):
+        async with self._in_time():
             record = await to_thread.run_sync(engine.inspect, self.container)
             self.report = _verified(record, await self.client.hello(), self._wanted)
             self.runtime = str(record["HostConfig"].get("Runtime", ""))
@@ -79,33 +84,37 @@ class Prepared:
         Raises:
             SandboxStartError: the box ended first, or was not up in time.
         """
-        async with self._in_time(self._wanted.policy.limits.start_timeout_s):
+        async with self._in_time():
             await self.client.bound()
 
-    async def fill(self, context: Context | None, rpc: RpcHandler, within_s: float, tools: Sequence[str] = ()) -> None:
+    async def fill(
+        self, context: Context | None, rpc: RpcHandler, tools: Sequence[str] = (), *, waited: bool = False
+    ) -> None:
         """Send the context, and wait until the kernel holds it and is ready.
 
         Args:
             context: becomes the variable of that name; None makes none.
             rpc: answers the calls of the code in the box from now on.
-            within_s: seconds it may take.
             tools: names of functions behind which stand calls of the method ``tool``.
+            waited: the box was up and waited for this: its time to become ready begins anew.
 
         Raises:
             SandboxStartError: the box ended first, or was not ready in time.
         """
         self._desk.handler = rpc
-        async with self._in_time(within_s), anyio.create_task_group() as filling:
+        if waited:
+            self._ready_by = anyio.current_time() + self._start_timeout_s
+        async with self._in_time(), anyio.create_task_group() as filling:
             filling.start_soon(_send_context, self.mux, context, self._wanted.policy.limits.memory_mb, tools)
             await self.client.handshake()
 
     @asynccontextmanager
-    async def _in_time(self, within_s: float) -> AsyncIterator[None]:
+    async def _in_time(self) -> AsyncIterator[None]:
         try:
-            with ungrouped(), anyio.fail_after(within_s):
+            with ungrouped(), anyio.fail_after(max(self._ready_by - anyio.current_time(), 0)):
                 yield
         except TimeoutError:
-            message = f"the box was not ready after {within_s:g} s{self._said()}"
+            message = f"the box was not ready after {self._start_timeout_s:g} s{self._said()}"
             raise SandboxStartError(message) from None
         except (SandboxStartError, SandboxGoneError) as error:
             # A cancellation closes the stream, too; then it is no news that the box has ended.

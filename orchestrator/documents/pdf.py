@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 import resource
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (TIME_S, TIME_S))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.disable()  # a hostile file has as much to be warned of as it likes, and nobody reads it
     try:
         found = extract(sys.stdin.buffer.read(), int(sys.argv[1]))
     except Exception as error:  # noqa: BLE001 - whatever a library makes of a stranger's file, it is one line here

@@ -18,7 +18,7 @@ import requests
 from anyio import from_thread, to_thread
 
 from orchestrator import bundle
-from orchestrator.errors import EngineUnavailableError, ImageError, SandboxGoneError, SandboxStartError
+from orchestrator.errors import ContextError, EngineUnavailableError, ImageError, SandboxGoneError, SandboxStartError
 from orchestrator.interpreter import Sandbox
 from orchestrator.kernel.client import KernelClient
 from orchestrator.sandbox import container, hardening, image
@@ -108,7 +108,7 @@ class TestFailures:
         assert time.monotonic() - began < POLICY.limits.start_timeout_s / 2
 
     async def test_a_box_that_is_too_small_for_its_context_is_told(self, engine: Engine) -> None:
-        with pytest.raises(SandboxStartError):
+        with pytest.raises(ContextError, match="memory_mb"):
             async with box(engine, "limits.memory_mb=128", context="x" * 100_000_000):
                 pytest.fail("it cannot have started")
 

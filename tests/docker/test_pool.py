@@ -144,6 +144,8 @@ async def test_a_control_that_is_not_in_force_is_told_to_whoever_asks(
         with pytest.raises(HardeningError, match="H1"):
             async with pool.box(POLICY, "x"):
                 pytest.fail("code could have run")
+        with anyio.fail_after(TIMEOUT), pytest.raises(HardeningError, match="H1"):
+            await pool.filled()
 
 
 async def test_fewer_are_kept_while_the_host_is_short_of_memory(
