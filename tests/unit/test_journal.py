@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -244,17 +245,22 @@ def test_a_journal_cut_anywhere_gives_the_events_before_the_cut(tmp_path: Path) 
 # Failures -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Let no file of this process grow beyond 4 kB: what a full disk does, without filling one."""
+    """Let no file of this process grow beyond 4 kB: what a full disk does, without filling one.
+
+    Inside the block alone: whoever runs the tests may be writing their report into a file that is larger.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_ends_the_journal_at_its_last_whole_event(tmp_path: Path, full_disk: None) -> None:
-    with JournalWriter.create(tmp_path, "r1") as writer:
+def test_a_full_disk_ends_the_journal_at_its_last_whole_event(tmp_path: Path) -> None:
+    with JournalWriter.create(tmp_path, "r1") as writer, full_disk():
         recorder = Recorder("r1", None, (writer,))
         recorder.emit(final("kept"))
         with pytest.raises(JournalError, match=r"cannot write the journal .*r1\.jsonl: File too large"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -441,13 +442,18 @@ def test_a_text_of_a_new_kind_of_event_is_redacted_until_somebody_decides(tmp_pa
 # A full disk, and size ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Let no file of this process grow beyond 6 kB: what a full disk does, without filling one."""
+    """Let no file of this process grow beyond 6 kB: what a full disk does, without filling one.
+
+    Inside the block alone: whoever runs the tests may be writing their report into a file that is larger.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6144, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 async def says_much(box: FakeBox) -> None:
@@ -456,8 +462,9 @@ async def says_much(box: FakeBox) -> None:
     await box.call("final", "done")
 
 
-def test_a_full_disk_ends_the_run_with_a_typed_failure_and_a_readable_journal(tmp_path: Path, full_disk: None) -> None:
-    result = run(tmp_path, [says_much])
+def test_a_full_disk_ends_the_run_with_a_typed_failure_and_a_readable_journal(tmp_path: Path) -> None:
+    with full_disk():
+        result = run(tmp_path, [says_much])
     assert result.status == "failed"
     assert isinstance(result.error, JournalError)
     assert result.reason == f"cannot write the journal {result.journal}: File too large"
