@@ -89,6 +89,10 @@ class FakeHost:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(BOUND)
         self._socket.close()
+        # The guest's reader has the end of the line before it; its descriptor must not be gone before it has seen that.
+        for thread in threading.enumerate():
+            if thread.name == "rpc-reader":
+                thread.join(BOUND)
         self.guest_end.close()
 
     def params(self, method: str) -> list[dict[str, Any]]:
