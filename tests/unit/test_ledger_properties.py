@@ -95,12 +95,14 @@ class Run:
         return min(max(run.limit[name] - run.spent(name) - run.reserved(name), 0) for run in self.path())
 
     def note_exhaustion(self) -> None:
-        for name in FIELDS:
-            spent, limit = self.spent(name), self.limit[name]
+        # Of several that are passed at once the first is told, in the order of an amount's fields.
+        for name in (*FIELDS[:4], "turns", *FIELDS[4:]):
+            if name == "turns":
+                spent, limit = sum(entry.actual.turns for entry in self.entries), self.turns
+            else:
+                spent, limit = self.spent(name), self.limit[name]
             if self.reason is None and (spent > limit or (name in ("calls", "tokens") and spent == limit)):
-                self.reason = KEYS[name]
-        if self.reason is None and sum(entry.actual.turns for entry in self.entries) > self.turns:
-            self.reason = "turns"
+                self.reason = KEYS.get(name, name)
 
     def room_for(self, amount: Amount) -> bool:
         enough = all(getattr(amount, name) <= self.left(name) for name in FIELDS)

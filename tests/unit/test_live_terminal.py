@@ -136,7 +136,8 @@ def test_a_run_on_a_terminal_from_its_first_frame_to_its_last(tmp_path: Path) ->
     assert any(row.startswith("answered · 1 turn · 40 sub-calls") for row in text)
     # The journal's path may be longer than the terminal is wide; nothing else is.
     path = next(number for number, row in enumerate(text) if row.startswith("journal: "))
-    assert session.terminal.wraps == len(text) - path - 1
+    head = next(number for number, row in enumerate(text) if row.startswith("journal head: "))
+    assert session.terminal.wraps == head - path - 1
 
 
 def test_a_strangers_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
