@@ -6,13 +6,10 @@ import json
 import math
 import os
 import re
-import resource
 import stat
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from orchestrator.errors import JournalError
 from orchestrator.events import CellFinished, Envelope, Event, FinalSet, Recorder, RunFinished, SubcallStarted
 from orchestrator.text import printable
 from orchestrator.trajectory.journal import INLINE_CHARS, JournalWriter, Record, read
+from tests.support.disk import full_disk
 from tests.support.runs import a_run
 
 LONG = "a long text, " * 200
@@ -245,22 +243,8 @@ def test_a_journal_cut_anywhere_gives_the_events_before_the_cut(tmp_path: Path) 
 # Failures -------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Let no file of this process grow beyond 4 kB: what a full disk does, without filling one.
-
-    Inside the block alone: whoever runs the tests may be writing their report into a file that is larger.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_ends_the_journal_at_its_last_whole_event(tmp_path: Path) -> None:
-    with JournalWriter.create(tmp_path, "r1") as writer, full_disk():
+    with JournalWriter.create(tmp_path, "r1") as writer, full_disk(4096):
         recorder = Recorder("r1", None, (writer,))
         recorder.emit(final("kept"))
         with pytest.raises(JournalError, match=r"cannot write the journal .*r1\.jsonl: File too large"):

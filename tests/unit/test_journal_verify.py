@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from orchestrator.trajectory.redact import KEPT, KEPT_INSIDE, mark
 from orchestrator.trajectory.verify import Report, verify
 from orchestrator.trajectory.view import render
 from orchestrator.transport.rpc import RpcRefusal
+from tests.support.disk import full_disk
 from tests.support.fake_session import CellBody, FakeBox, FakeBoxes, finals
 from tests.support.fakes import FakeModel, Outcome
 from tests.support.runs import a_run
@@ -442,20 +441,6 @@ def test_a_text_of_a_new_kind_of_event_is_redacted_until_somebody_decides(tmp_pa
 # A full disk, and size ------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Let no file of this process grow beyond 6 kB: what a full disk does, without filling one.
-
-    Inside the block alone: whoever runs the tests may be writing their report into a file that is larger.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6144, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 async def says_much(box: FakeBox) -> None:
     for number in range(200):
         await box.call("llm_query", f"question {number} " * 20)
@@ -463,7 +448,7 @@ async def says_much(box: FakeBox) -> None:
 
 
 def test_a_full_disk_ends_the_run_with_a_typed_failure_and_a_readable_journal(tmp_path: Path) -> None:
-    with full_disk():
+    with full_disk(6144):
         result = run(tmp_path, [says_much])
     assert result.status == "failed"
     assert isinstance(result.error, JournalError)
