@@ -97,6 +97,20 @@ class Observed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Compacting(Event):
+    """The root model's next reply is a summary that takes the place of its history.
+
+    Attributes:
+        turn: of that reply.
+        tokens: of the history, as far as they are known.
+    """
+
+    kind: ClassVar[str] = "compacting"
+    turn: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class CellStarted(Event):
     """Model-written code is about to be sent into the box."""
 
@@ -424,6 +438,9 @@ class Recorder:
         """Record what the root model is shown of a turn, and return it."""
         self.emit(Observed(turn, text))
         return text
+
+    def compacts(self, turn: int) -> bool | None:
+        """Return whether that turn was one of :class:`Compacting`; None for one that is not recorded."""
 
     def recall(self, purpose: str, model: str, prompt: str, max_tokens: int) -> Past | None:
         """Return how such a request went, once for each that is recorded; None where it is to be made."""

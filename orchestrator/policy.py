@@ -128,6 +128,7 @@ class ModelSettings(_Table):
         provider_in_flight: requests, of all runs of this process, that may be at one provider at once.
         requests_per_minute: requests to one provider in any minute, of all runs of this process; 0 for any number.
         tokens_per_minute: tokens of one provider in any minute, likewise.
+        history_tokens: from which on the root model's history is replaced by a summary of its own; 0 turns that off.
         direct_below_chars: a context shorter than this is answered by one plain call; 0 turns that off.
         request_timeout_s: seconds within which a reply has come whole; a later one is given up, and asked for again.
         memo: answer a sub-call that repeats an earlier one of its run, word for word, with that one's answer, for free.
@@ -142,6 +143,7 @@ class ModelSettings(_Table):
     provider_in_flight: Annotated[int, Field(ge=1, le=65536)] = 128
     requests_per_minute: Count = 0
     tokens_per_minute: Count = 0
+    history_tokens: Count = 150_000
     direct_below_chars: Count = 0
     request_timeout_s: Seconds = 600.0
     memo: bool = False

@@ -80,6 +80,8 @@ def _run(policy: Policy) -> list[str]:
         lines.append(f"asks {one_line(models.sub, _WIDTH)} in sub-calls")
     if models.allowed:
         lines.append(f"lets a cell ask {one_line(', '.join(models.allowed), _WIDTH)} as well")
+    if models.history_tokens:
+        lines.append(f"has the root model sum its history up at {counted(models.history_tokens, 'token')}")
     if models.direct_below_chars:
         lines.append(
             f"is one plain call, without a box, below {counted(models.direct_below_chars, 'character')} of context"

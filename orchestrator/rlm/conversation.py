@@ -1,4 +1,4 @@
-"""The root model's side of a run: its history, and what its turns cost."""
+"""The root model's side of a run: its turns, and what they cost."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from orchestrator.errors import LimitExceededError
-from orchestrator.events import RootReplied
+from orchestrator.events import Compacting, RootReplied
 from orchestrator.ledger import Amount, Reservation
 from orchestrator.metering import Complete, Exchange, Till
-from orchestrator.models.base import Message, Model, ModelReply, ModelRequest
+from orchestrator.models.base import Model, ModelReply, ModelRequest
 from orchestrator.models.circuit import Change
 from orchestrator.models.retry import Retry
-from orchestrator.text import head_and_tail
+from orchestrator.rlm import prompt
+from orchestrator.rlm.history import History
+from orchestrator.text import size
 
 # Room for an answer in plain words, or for a block that sets `Final` from variables.
 LAST_TURN_TOKENS = 2048
 # What a history may grow by before the last turn, beyond what is measured at each turn: the request for an answer.
 _NOTICE_TOKENS = 500
-# A reply longer than any real one is not repeated to the model whole, or every later turn would pay for it again.
-_REPLY_CHARS = 100_000
-# Providers refuse an empty message.
-_NOTHING = "(empty reply)"
+# Room for a summary of about a page.
+SUMMARY_TOKENS = 4096
+# Prose has three or four bytes a token.
+_BYTES_A_TOKEN = 3
 
 
 @dataclass(slots=True)
 class Conversation:
-    """A root model, asked turn by turn; the history only grows, so that a provider can cache it.
+    """A root model, asked turn by turn.
+
+    Where its history has grown to ``history_tokens``, the model is asked for a summary first, which takes the history's
+    place: a turn like any other, recorded and paid for.
 
     From the first turn on, the cost of one more is kept back, where the budget has room for that: whatever the
     sub-calls spend, the model can still be asked for an answer when a limit is reached.
@@ -39,6 +44,8 @@ class Conversation:
         growth_tokens: upper estimate of what one turn's observation adds to the history.
         ask_by: when an unanswered request is given up, on the event loop's clock.
         cache: have the provider cache the history; a conversation of one turn gains nothing by it.
+        history_tokens: from which on the history is compacted; 0 for never.
+        history: what was said so far.
         turns: replies so far.
     """
 
@@ -49,27 +56,29 @@ class Conversation:
     growth_tokens: int
     ask_by: float
     cache: bool = True
+    history_tokens: int = 0
+    history: History = field(default_factory=History)
     turns: int = 0
-    _history: list[Message] = field(default_factory=list)
+    _measured: int = 0
     _kept: Reservation | None = None
 
     def say(self, text: str) -> None:
         """Add to what the model is told next."""
-        if self._history and self._history[-1].role == "user":
-            text = f"{self._history.pop().text}\n\n{text}"
-        self._history.append(Message("user", text))
+        self.history.say(text)
 
     async def ask(self) -> ModelReply:
-        """Take one turn.
+        """Take one turn, and one before it where the history is to be compacted.
 
         Raises:
             LimitExceededError: the budget does not allow it.
             ModelError: the model did not answer.
         """
+        if self._is_too_long():
+            await self._compact()
         request = self._request(self.max_tokens)
         with self.till.scope.reserve(self._cost(request)) as held:
             self._keep_back()
-            return await self._exchange(request, held)
+            return await self._answered(request, held)
 
     async def ask_last(self, notice: str) -> ModelReply | None:
         """Take the turn that was kept back, or one that still fits, after telling the model that it is the last.
@@ -86,7 +95,7 @@ class Conversation:
         if held is None:
             return None
         with held:
-            return await self._exchange(request, held)
+            return await self._answered(request, held)
 
     def close(self) -> None:
         """Give back what was kept for the last turn."""
@@ -95,10 +104,32 @@ class Conversation:
             self._kept = None
 
     def _request(self, max_tokens: int) -> ModelRequest:
-        return ModelRequest(tuple(self._history), max_tokens, self.system, purpose="root", cache=self.cache)
+        return ModelRequest(tuple(self.history.messages), max_tokens, self.system, purpose="root", cache=self.cache)
 
     def _cost(self, request: ModelRequest) -> Amount:
         return self.till.worst_case(self.model, request) + Amount(turns=1)
+
+    def _is_too_long(self) -> bool:
+        past = self.till.recorder.compacts(self.turns + 1)
+        if past is not None:
+            return past
+        return 0 < self.history_tokens < self._tokens and self.history.compactable
+
+    @property
+    def _tokens(self) -> int:
+        """Tokens of the history: as the provider counted them last, and an estimate of what came since."""
+        if not self._measured:
+            return self._request(0).likely_input_tokens()
+        return self._measured + size(self.history.messages[-1].text) // _BYTES_A_TOKEN
+
+    async def _compact(self) -> None:
+        request = self._request(min(self.max_tokens, SUMMARY_TOKENS))
+        request = replace(request, messages=self.history.with_notice(prompt.render("compact").rstrip("\n")))
+        with self.till.scope.reserve(self._cost(request)) as held:
+            self.till.recorder.emit(Compacting(self.turns + 1, self._tokens))
+            reply = await self._exchange(request, held)
+        self.history.compact(reply.text)
+        self._measured = 0
 
     def _keep_back(self) -> None:
         tokens = self._request(0).worst_case_input_tokens() + self.growth_tokens + _NOTICE_TOKENS
@@ -130,13 +161,18 @@ class Conversation:
             return None
         return kept
 
+    async def _answered(self, request: ModelRequest, held: Reservation) -> ModelReply:
+        reply = await self._exchange(request, held)
+        self.history.reply(reply.text)
+        self._measured = 0 if reply.usage.estimated else reply.usage.total
+        return reply
+
     async def _exchange(self, request: ModelRequest, held: Reservation) -> ModelReply:
         till = replace(self.till, complete=_until(self.ask_by, self.till.complete))
         answer = await Exchange(self.model, request, held, till).run()
         # A lone surrogate in a reply could neither be recorded, sent back, nor run.
         text = answer.reply.text.encode("utf-8", "replace").decode()
         self.turns += 1
-        self._history.append(Message("assistant", head_and_tail(text, _REPLY_CHARS) if text.strip() else _NOTHING))
         stop_reason = answer.reply.stop_reason
         usage = answer.reply.usage.to_dict()
         self.till.recorder.emit(RootReplied(self.turns, text, stop_reason, usage, answer.cost_usd, answer.elapsed_s))

@@ -31,6 +31,8 @@ Name = Literal[
     "observation",
     "no_code",
     "last_turn",
+    "compact",
+    "compacted",
     "direct_system",
     "direct",
 ]
@@ -65,6 +67,8 @@ _CUT = (
 )
 _UNCLOSED = "A code block of yours has no closing fence and is not Python: it was NOT run. Close it with ```."
 _CUT_OFF = "Your reply was cut off at its length limit. Write shorter ones."
+# What stands in the place of a summary that the model did not write.
+NO_SUMMARY = "(There is no summary. Print the names of your variables, and look at them before you go on.)"
 _STRAY = "FINAL(...) in the text of a reply beside anything else counts for nothing. Set `Final` in a code block."
 
 _BUDGETS = {

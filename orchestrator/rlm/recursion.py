@@ -263,8 +263,9 @@ class Run:
             growth_tokens=self.policy.limits.observation_chars,
             ask_by=ask_by(self.scope, self.policy.budget.wall_s),
             cache=cache,
+            history_tokens=self.policy.models.history_tokens,
         )
-        self._conversation.say(recorder.show(0, first))
+        self._conversation.history.ask(recorder.show(0, first))
         return self._conversation
 
     @asynccontextmanager

@@ -66,6 +66,10 @@ class Replay(Recorder):
         Recorder.show(self, turn, text)
         return text
 
+    def compacts(self, turn: int) -> bool | None:
+        """Return whether that turn made a summary of the history, where it is recorded."""
+        return turn in self.tape.compacted if turn in self.tape.compacted | self.tape.replies.keys() else None
+
     def recall(self, purpose: str, model: str, prompt: str, max_tokens: int) -> Past | None:
         """Return the root model's replies in their order, and the outcome of a sub-call that was just started."""
         past = self._reply() if purpose == "root" else self._outcome(model, prompt, max_tokens)
@@ -117,10 +121,15 @@ class Replay(Recorder):
                 return None
             case events.SubcallFinished() | events.SubcallFailed():
                 return self._subcall_ended(event)
-        played = isinstance(event, events.RunStarted) or (
-            isinstance(event, events.RootReplied) and event.turn in self.tape.replies
-        )
-        return None if played else event
+        return None if self._is_played(event) else event
+
+    def _is_played(self, event: Event) -> bool:
+        match event:
+            case events.RootReplied():
+                return event.turn in self.tape.replies
+            case events.Compacting():
+                return event.turn in self.tape.compacted
+        return isinstance(event, events.RunStarted)
 
     def _of_cell(self, event: events.CellStarted | events.CellFinished | events.FinalSet) -> Event | None:
         cell = event.cell

@@ -98,6 +98,7 @@ class Tape:
         started: the fields of its ``run_started``.
         ended: those of its ``run_finished``, or None when it was cut off.
         replies: of the root model by turn, as recorded.
+        compacted: turns whose reply is a summary of those before.
         shown: what the root model was shown after each turn.
         cells: by number.
         children: that began.
@@ -118,6 +119,7 @@ class Tape:
     started: dict[str, Any] = field(default_factory=dict)
     ended: dict[str, Any] | None = None
     replies: dict[int, dict[str, Any]] = field(default_factory=dict)
+    compacted: set[int] = field(default_factory=set)
     shown: dict[int, str] = field(default_factory=dict)
     cells: dict[int, TapedCell] = field(default_factory=dict)
     children: list[TapedChild] = field(default_factory=list)
@@ -239,6 +241,8 @@ class Tape:
                 self.started = said
             case "root_replied":
                 self.replies[said["turn"]] = said
+            case "compacting":
+                self.compacted.add(said["turn"])
             case "observed":
                 self.shown[said["turn"]] = said["text"]
             case "cell_started":

@@ -15,7 +15,16 @@ from orchestrator.errors import JournalError
 from orchestrator.text import counted, fitted, folded, one_line, printable
 from orchestrator.trajectory.journal import SUFFIX, Record, read
 from orchestrator.trajectory.spend import Spend
-from orchestrator.trajectory.wording import circuit_text, context_facts, cost, local_time, of, prose, tokens, told
+from orchestrator.trajectory.wording import (
+    circuit_text,
+    context_facts,
+    cost,
+    local_time,
+    of,
+    prose,
+    tokens,
+    told,
+)
 
 REPLY_LINES = 8
 CODE_LINES = 40
@@ -96,6 +105,7 @@ class _View:
             "sandbox_opened": self._sandbox_opened,
             "sandbox_closed": self._sandbox_closed,
             "root_replied": self._root_replied,
+            "compacting": self._compacting,
             "observed": self._observed,
             "cell_started": self._cell_started,
             "cell_finished": self._cell_finished,
@@ -203,6 +213,12 @@ class _View:
         yield ""
         yield self._at(record, " · ".join(fact for fact in facts if fact))
         yield from self._block(said["text"] if self._full else prose(said["text"]), "│ ", REPLY_LINES, words=True)
+
+    def _compacting(self, record: Record) -> Iterator[str]:
+        said = record.fields
+        yield self._at(
+            record, f"{said['tokens']:,} tokens of history: the root model sums them up in turn {said['turn']}"
+        )
 
     def _observed(self, record: Record) -> Iterator[str]:
         if self._full:

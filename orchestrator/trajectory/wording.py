@@ -71,3 +71,8 @@ def prose(reply: str) -> str:
             kept.append(line)
         fenced ^= fence
     return "\n".join(kept)
+
+
+def compacting(said: dict[str, Any]) -> str:
+    """Return what is told of a ``compacting``."""
+    return f"{said['tokens']:,} tokens of history: the root model sums them up in turn {said['turn']}"

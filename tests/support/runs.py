@@ -82,6 +82,7 @@ def a_run() -> list[Event]:
         events.FinalSet(1, "42"),
         events.CellFinished(1, 1, cell_result(stdout="1\n")),
         events.Observed(1, "1"),
+        events.Compacting(2, 150_001),
         events.Resumed(5, {"calls": 40}),
         events.Diverged(1, "it printed something else"),
         events.LimitReached("calls", 0.0),

@@ -54,14 +54,14 @@ def test_a_page_holds_the_whole_run(tmp_path: Path) -> None:
     _, data = maker.render(write(tmp_path, *a_run()))
     run, texts = data["runs"][0], data["texts"]
     assert (texts[run["query"]], texts[run["answer"]], run["status"]) == ("How many?", "42", "answered")
-    assert [item["k"] for item in run["items"]] == ["note", "turn", "cell", "shown", "note", "note", "note"]
+    assert [item["k"] for item in run["items"]] == ["note", "turn", "cell", "shown", "note", "note", "note", "note"]
     cell = run["items"][2]
     assert (texts[cell["code"]], cell["status"], texts[cell["stdout"]]) == ("print(1)", "ok", "1\n")
     assert [item["k"] for item in cell["items"]] == ["note"] * 8 + ["child", "note", "note"]
     first, second = cell["calls"]
     assert (texts[first[4]], texts[first[5]], first[10]) == ("What is here?", "A word.", 2)
     assert (second[5], second[6], second[7]) == (None, "model_unavailable", "503 from the provider")
-    assert run["limits"] == [{"at": 2.3, "text": "calls (0 left)"}]
+    assert run["limits"] == [{"at": 2.4, "text": "calls (0 left)"}]
 
 
 def test_a_page_is_what_its_template_says_and_nothing_more(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from orchestrator.errors import JournalError
 from orchestrator.text import counted, head_and_tail
 from orchestrator.trajectory.journal import SUFFIX, Record, read
 from orchestrator.trajectory.spend import TOKENS, Row, Spend
-from orchestrator.trajectory.wording import circuit_text
+from orchestrator.trajectory.wording import circuit_text, compacting
 
 TEXT_CHARS = 100_000
 """Of a longer text the page has its beginning and its end."""
@@ -124,6 +124,7 @@ class _Run:
             "sandbox_opened": self._sandbox_opened,
             "sandbox_closed": self._sandbox_closed,
             "root_replied": self._root_replied,
+            "compacting": self._compacting,
             "observed": self._observed,
             "cell_started": self._cell_started,
             "cell_finished": self._cell_finished,
@@ -193,6 +194,9 @@ class _Run:
             usage=_usage(said["usage"]),
             cost=said["cost_usd"],
         )
+
+    def _compacting(self, record: Record, said: Data) -> None:
+        self._note(record, compacting(said))
 
     def _observed(self, record: Record, said: Data) -> None:
         self._item(record, "shown", n=int(said["turn"]), text=self._text(said["text"]))
