@@ -1,4 +1,4 @@
-"""One run of a tree of runs, and how it starts the next: ``rlm_query`` in its box is a whole run of its own.
+"""One run of a tree of runs: its box, its history, its journal, and how it ends.
 
 A child has its own box, history, journal and policy. What it may spend is a scope inside its parent's, so the whole
 tree shares one ledger; its wall time ends a little before the cell that waits for it would be stopped. Cancelling a run
@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -23,45 +22,35 @@ from orchestrator.context import Context, ContextInfo, describe, lazy_most
 from orchestrator.errors import (
     ContextError,
     JournalError,
-    LimitExceededError,
     ModelError,
     ResumeError,
     SandboxError,
     ungrouped,
 )
 from orchestrator.events import (
-    ChildFinished,
-    ChildStarted,
     Recorder,
     Resumed,
     RunFinished,
     RunStarted,
     Sink,
 )
-from orchestrator.ledger import NANO, Amount, Scope
+from orchestrator.ledger import Scope
 from orchestrator.metering import Till
 from orchestrator.models.base import Model
-from orchestrator.policy import Budget, Policy
+from orchestrator.policy import Policy
 from orchestrator.rlm import prompt
+from orchestrator.rlm.children import Children
 from orchestrator.rlm.conversation import Conversation
-from orchestrator.rlm.form import WRONG_FORM, AnswerCheck, AnswerForm, unfenced
+from orchestrator.rlm.direct import answer_directly
+from orchestrator.rlm.form import AnswerCheck, AnswerForm
 from orchestrator.rlm.loop import Loop, ask_by
 from orchestrator.rlm.places import Places
-from orchestrator.rlm.result import Outcome, Result, limit_reached
+from orchestrator.rlm.result import INTERRUPTED, Outcome, Result
 from orchestrator.session import Backing, ChildCall, open_session
-from orchestrator.text import cut_to_bytes
 from orchestrator.tools import Toolbox
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.replay import OnDivergence, Replay
-from orchestrator.trajectory.tape import Bill, Tape
-from orchestrator.transport.rpc import RpcRefusal
-
-# Of the time a cell has left, kept so that a child that ran out of time can still report what it has.
-REPORT_SHARE, REPORT_MOST_S = 0.1, 10.0
-# A child that has less time than this could not even open its box.
-LEAST_CHILD_S = 0.05
-INTERRUPTED = "interrupted"
-_PARTIAL_BYTES = 4096
+from orchestrator.trajectory.tape import Tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +144,11 @@ class Run:
             value=outcome.value,
         )
 
+    def child(self, scope: Scope, policy: Policy, call: ChildCall, identity: str, past: Tape | None) -> Run:
+        """Return the run that a call of this one's box asks for; ``past`` is what is recorded of it, where it began."""
+        resuming = None if past is None or self.past is None else Resuming(past, self.past.on_divergence)
+        return Run(self.tree, scope, policy, call.context, call.query, identity, self.id, self.places, resuming)
+
     async def _outcome(self, recorder: Recorder, info: ContextInfo, stop: anyio.Event | None, began: float) -> Outcome:
         """Carry the run out and record its end, however it comes."""
         outcome = Outcome("failed", None, INTERRUPTED)
@@ -230,22 +224,7 @@ class Run:
     async def _answer_directly(self, recorder: Recorder, check: AnswerCheck) -> Outcome:
         message = prompt.direct(self.query, self.context, schema=self._schema).encode("utf-8", "replace").decode()
         conversation = self._converse(recorder, prompt.render("direct_system"), message, cache=False)
-        while True:
-            try:
-                reply = await conversation.ask()
-            except LimitExceededError as limit:
-                recorder.emit(limit_reached(limit, self.scope))
-                return Outcome("limit", check.last or None, limit.reason)
-            if reply.stop_reason != "end" or not reply.text.strip():
-                return Outcome("no_answer", reply.text.strip() or None, f"the model stopped with {reply.stop_reason}")
-            answer = reply.text if self.form is None else unfenced(reply.text)
-            complaint = await check.complaint(answer)
-            if not complaint:
-                return Outcome("answered", answer, value=check.value)
-            if check.exhausted:
-                return Outcome("no_answer", check.last, WRONG_FORM)
-            notice = prompt.wrong_form(complaint)
-            conversation.say(recorder.show(conversation.turns, notice))
+        return await answer_directly(conversation, check)
 
     def _converse(self, recorder: Recorder, system: str, first: str, *, cache: bool = True) -> Conversation:
         self._conversation = Conversation(
@@ -294,7 +273,7 @@ class Run:
         tape = self.past.tape
         recorder = Replay.of(tape, sinks, self.past.on_divergence)
         recorder.emit(Resumed(tape.after, self.policy.budget.model_dump(mode="json")))
-        recorder.went_live = lambda: self.scope.spend(_amount(tape.unplayed))
+        recorder.went_live = lambda: self.scope.spend(tape.unplayed.amount)
         return recorder
 
     @property
@@ -323,108 +302,6 @@ class Resuming:
     on_divergence: OnDivergence = "stop"
 
 
-def _amount(bill: Bill) -> Amount:
-    return Amount(calls=bill.calls, tokens=bill.tokens, cost_nano=round(bill.cost_usd * NANO))
-
-
 async def _cancel_when_set(stop: anyio.Event, scope: anyio.CancelScope) -> None:
     await stop.wait()
     scope.cancel()
-
-
-class Children:
-    """Carries out the child runs of one run, as a :data:`orchestrator.session.ChildRun`."""
-
-    def __init__(self, parent: Run, recorder: Recorder) -> None:
-        self._parent = parent
-        self._recorder = recorder
-        past = None if parent.past is None else parent.past.tape
-        self._past = past
-        self._numbers = count(1 if past is None else past.last_child + 1)
-
-    async def __call__(self, call: ChildCall) -> str:
-        """Carry out one; return its answer.
-
-        Raises:
-            RpcRefusal: ``child_limit`` or ``child_no_answer``, with the partial answer in the message.
-            LimitExceededError: the budget does not allow a child.
-            RlmSandboxError: what made the child fail.
-        """
-        async with self._parent.places.place(self._parent.scope.depth + 1):
-            past = await self._past_of(call)
-            run = self._child(call, past)
-            try:
-                result = await self._carry_out(run, call, past)
-            finally:
-                run.scope.close()
-        if result.error is not None:
-            raise result.error
-        if result.status != "answered" or result.answer is None:
-            raise _refusal(result)
-        return result.answer
-
-    async def _carry_out(self, run: Run, call: ChildCall, past: Tape | None) -> Result:
-        if past is not None and past.ended is not None:
-            return _as_it_ended(run, past, past.ended)
-        status, reason = "failed", INTERRUPTED
-        try:
-            if past is None:
-                self._recorder.emit(ChildStarted(run.id, call.cell, call.query))
-            result = await run.complete()
-            status, reason = result.status, result.reason
-        finally:
-            self._recorder.emit(ChildFinished(run.id, status, reason))
-        return result
-
-    async def _past_of(self, call: ChildCall) -> Tape | None:
-        """Return what is recorded of a child run, if it is one that a resumed run had begun; a child without is new."""
-        known = None if self._past is None else self._past.claim_child(call.query)
-        if known is None or self._past is None:
-            return None
-        try:
-            return await to_thread.run_sync(self._past.child, known)
-        except JournalError:
-            return None  # it was cut off before its first event
-
-    def _child(self, call: ChildCall, past: Tape | None) -> Run:
-        parent, now = self._parent, anyio.current_time()
-        left = min(call.deadline, parent.scope.deadline) - now
-        wall_s = min(parent.policy.budget.wall_s, left - min(REPORT_SHARE * left, REPORT_MOST_S))
-        if wall_s < LEAST_CHILD_S:
-            raise LimitExceededError("wall_s", max(left, 0.0))
-        mine = parent.policy.budget.model_copy(update={"wall_s": wall_s})
-        scope = parent.scope.child(mine, call.held)
-        # What is left, and of what is no stock the run's own numbers.
-        its = scope.remaining() | {"wall_s": wall_s, "children_alive": mine.children_alive}
-        policy = parent.policy.narrow(parent.policy.model_copy(update={"budget": Budget.model_validate(its)}))
-        identity = f"{parent.id}.{next(self._numbers)}" if past is None else past.run
-        resumed = None if past is None or parent.past is None else Resuming(past, parent.past.on_divergence)
-        return Run(parent.tree, scope, policy, call.context, call.query, identity, parent.id, parent.places, resumed)
-
-
-def _as_it_ended(run: Run, past: Tape, ended: dict[str, Any]) -> Result:
-    """Return how a child run ended that was over when its parent was cut off, and book what it cost."""
-    usage = ended["usage"]
-    run.scope.spend(_amount(Bill(usage["calls"], usage["tokens"], usage["cost_usd"])))
-    error = SandboxError(ended["reason"]) if ended["status"] == "failed" else None
-    return Result(
-        status=ended["status"],
-        answer=ended["answer"],
-        reason=ended["reason"],
-        usage=run.scope.usage(),
-        journal=past.path,
-        turns=ended["turns"],
-        error=error,
-        run=run.id,
-        journal_head=past.head,
-    )
-
-
-def _refusal(result: Result) -> RpcRefusal:
-    if result.status == "limit":
-        reason, message = "child_limit", f"the child run reached its limit of {result.reason}"
-    else:
-        reason, message = "child_no_answer", "the child run found no answer"
-    if result.answer:
-        message += f"; its partial answer: {cut_to_bytes(result.answer, _PARTIAL_BYTES)}"
-    return RpcRefusal(reason, message)

@@ -17,6 +17,9 @@ from orchestrator.text import head_and_tail
 # Of an answer in the representation of its result. asyncio takes that of a finished task in passing.
 _REPR_CHARS = 1000
 
+# Why a run ended that somebody stopped or cancelled.
+INTERRUPTED = "interrupted"
+
 Status = Literal["answered", "no_answer", "limit", "failed"]
 
 

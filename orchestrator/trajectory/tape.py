@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator.errors import JournalError
 from orchestrator.events import Refused
+from orchestrator.ledger import NANO, Amount
 from orchestrator.trajectory.journal import SUFFIX, Record, read
 
 _REFUSED = tuple(name.name for name in fields(Refused))
@@ -38,6 +39,11 @@ class Bill:
     calls: int = 0
     tokens: int = 0
     cost_usd: float = 0.0
+
+    @property
+    def amount(self) -> Amount:
+        """What a scope is charged for it."""
+        return Amount(calls=self.calls, tokens=self.tokens, cost_nano=round(self.cost_usd * NANO))
 
     def __add__(self, other: Bill) -> Bill:
         """Return both together."""
