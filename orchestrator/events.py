@@ -39,6 +39,9 @@ class RunStarted(Event):
             ``sub_model``. With it a run can be resumed without being told again.
         schema: JSON Schema that the answer must fit; None for an answer in words.
         tools: names of the host's functions that the box may call.
+        session: of a question of a session: its ``id``, which ``question`` of it this is (from 1), the ``previous``
+            value of the hash chain in the journal of the question before, and ``contexts``, ``kind`` and ``sha256`` of
+            each that the box holds, oldest first. Empty for a run of its own.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -51,11 +54,15 @@ class RunStarted(Event):
     origin: dict[str, Any] = field(default_factory=dict)
     schema: Any = None
     tools: tuple[str, ...] = ()
+    session: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxOpened(Event):
-    """A box is up, verified and holds the context."""
+    """A box is up, verified and holds the context.
+
+    ``lent`` tells that it is the one of the question before, with all its variables.
+    """
 
     kind: ClassVar[str] = "sandbox_opened"
     container: str
@@ -63,11 +70,15 @@ class SandboxOpened(Event):
     runtime: str
     elapsed_s: float
     controls: dict[str, str]
+    lent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxClosed(Event):
-    """A box was destroyed; ``reason`` says why when it was not simply done with."""
+    """A box was destroyed; ``reason`` says why when it was not simply done with.
+
+    The reason ``kept`` tells that it was not, and waits for the next question of its session.
+    """
 
     kind: ClassVar[str] = "sandbox_closed"
     container: str

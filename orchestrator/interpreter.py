@@ -199,6 +199,11 @@ class Sandbox:
         return replace(result, status="oom", detail=detail) if oom else result
 
     @property
+    def cells(self) -> int:
+        """Cells that were run so far."""
+        return self._cells
+
+    @property
     def gone(self) -> bool:
         """Whether no further cell can run."""
         return self._client.gone

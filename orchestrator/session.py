@@ -33,11 +33,25 @@ class Box(Protocol):
     def info(self) -> BoxInfo:
         """What is known of it."""
 
+    @property
+    def cells(self) -> int:
+        """Cells that were run in it so far."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether no further cell can run."""
+
     async def execute(
         self, code: str, timeout: float | None = None, stop: anyio.Event | None = None
     ) -> ExecutionResult:
         """Run one cell, until ``stop`` is set; cells are numbered from 1 in the order of these calls."""
 
+    async def give(self, context: Context) -> None:
+        """Bring a further context into it."""
+
+
+KEPT = "kept"
+"""Why a box was given back that lives on."""
 
 OpenBox = Callable[..., AbstractAsyncContextManager[Box]]
 """Opens a box that holds a context and whose calls a handler answers; it is destroyed when the context is left.
@@ -109,6 +123,9 @@ class Session:
         self._box: Box | None = None
         self._broker: Broker | None = None
         self._cell = 0
+        self._idle = anyio.Event()
+        self._idle.set()
+        self._quiet = False
         self._cell_ends = 0.0
         self._running = anyio.CancelScope()
         self._stop = anyio.Event()
@@ -149,7 +166,7 @@ class Session:
         cell, began = self._cell, anyio.current_time()
         self._recorder.emit(CellStarted(turn, cell, code))
         self._cell_ends = began + timeout
-        self._stop = anyio.Event()
+        self._stop, self._idle = anyio.Event(), anyio.Event()
         result = ExecutionResult("cancelled")
         try:
             with anyio.CancelScope() as self._running:
@@ -159,10 +176,22 @@ class Session:
             self._recorder.emit(CellFinished(turn, cell, abandoned.to_dict()))
             raise
         finally:
+            self._idle.set()
             self._broker.cell_ended(cell)
         self.check()
         self._recorder.emit(CellFinished(turn, cell, result.to_dict()))
+        if self._quiet:
+            await anyio.sleep_forever()  # nothing is to follow: whoever wanted quiet cancels the run
         return result
+
+    async def quiet(self) -> None:
+        """Interrupt the cell that runs, if one does, and wait for its end: what it had set is still there then.
+
+        No further one ends but by being cancelled, which is for the caller to do.
+        """
+        self._quiet = True
+        self._stop.set()
+        await self._idle.wait()
 
     async def answer(self, call: RpcCall) -> RpcReply:
         """Answer a call of the box through the broker.
@@ -196,7 +225,7 @@ class Session:
 
     def attach(self, box: Box, broker: Broker) -> None:
         """Bind the box and the handler of its calls, which needed the session before the box was up."""
-        self._box, self._broker = box, broker
+        self._box, self._broker, self._cell = box, broker, box.cells
 
 
 @asynccontextmanager
@@ -251,12 +280,13 @@ async def open_session(
         tools=tools,
         tool_limiter=backing.tool_limiter,
     )
-    container, reason = "", ""
+    container, reason, box = "", "", None
     try:
         given = {"tools": tuple(tools)} if tools else {}
         async with backing.open_box(policy, context, session.answer, **given) as box:
             info = box.info
-            recorder.emit(SandboxOpened(info.container, info.image, info.runtime, info.opened_s, info.controls))
+            opened = info.container, info.image, info.runtime, info.opened_s, info.controls
+            recorder.emit(SandboxOpened(*opened, lent=box.cells > 0))
             container = info.container
             session.attach(box, broker)
             yield session
@@ -265,5 +295,7 @@ async def open_session(
         reason = type(error).__name__
         raise
     finally:
+        if box is not None and not box.gone:
+            reason = KEPT
         if container:
             recorder.emit(SandboxClosed(container, reason))

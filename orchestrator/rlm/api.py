@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import anyio
-import anyio.from_thread
-from anyio import to_thread
+from anyio import from_thread, to_thread
 
 from orchestrator.context import Context, check
-from orchestrator.errors import ConfigurationError
-from orchestrator.events import Envelope, Sink
+from orchestrator.errors import ConfigurationError, ResumeError
+from orchestrator.events import Sink
 from orchestrator.ledger import Scope
 from orchestrator.models import retry
-from orchestrator.models.base import Model, Usage
+from orchestrator.models.base import Model
 from orchestrator.models.circuit import Circuits
-from orchestrator.models.prices import PriceTable, names_of
-from orchestrator.models.spec import FORMS, default_spec, open_model
+from orchestrator.models.prices import PriceTable
+from orchestrator.models.spec import default_spec
 from orchestrator.policy import Policy
+from orchestrator.rlm.choices import OpenModels, check_caps, chosen, spec_of
+from orchestrator.rlm.dialogue import AsyncDialogue, Dialogue
 from orchestrator.rlm.form import AnswerForm
+from orchestrator.rlm.question import checked, new_run_id
 from orchestrator.rlm.recursion import Resuming, Run, Tree
 from orchestrator.rlm.result import Result
 from orchestrator.rlm.resume import Resumable, answered, result_of
-from orchestrator.rlm.stream import RunStream, streamed
+from orchestrator.rlm.saved import OnDivergence as SessionOnDivergence
+from orchestrator.rlm.saved import Saved
+from orchestrator.rlm.stream import RunStream, both, streamed
 from orchestrator.session import Backing, OpenBox, open_sandbox
 from orchestrator.tools import toolbox
 from orchestrator.traffic import Lane, Limits
 from orchestrator.trajectory.replay import OnDivergence
-
-__all__ = ["RLM", "Result", "new_run_id"]
-
-# The question goes into every request; what is longer belongs into the context.
-MAX_QUERY_CHARS = 100_000
-
-
-def new_run_id() -> str:
-    """Return an id that no other run has, and that sorts by the time it was made (UTC, to the millisecond)."""
-    now = time.time()
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now * 1000) % 1000:03d}-{secrets.token_hex(3)}"
 
 
 class RLM:
@@ -93,8 +84,8 @@ class RLM:
         if redact and journal is None:
             raise ConfigurationError("redact is about the journal, and there is none: name its folder with journal=")
         self.policy = policy if isinstance(policy, Policy) else Policy.load(policy or "default")
-        self._model = _model("model", model) or self.policy.models.root or None
-        self._sub_model = _model("sub_model", sub_model) or self.policy.models.sub or None
+        self._model = chosen("model", model) or self.policy.models.root or None
+        self._sub_model = chosen("sub_model", sub_model) or self.policy.models.sub or None
         self._journal = None if journal is None else Path(journal)
         self._on_event = on_event
         self._redact = redact
@@ -167,7 +158,7 @@ class RLM:
         """
 
         async def begin(sink: Sink, stop: anyio.Event) -> Result:
-            return await self._complete(context, query, schema, _both(self._on_event, sink), stop)
+            return await self._complete(context, query, schema, both(self._on_event, sink), stop)
 
         return streamed(begin)
 
@@ -181,13 +172,96 @@ class RLM:
         *,
         origin: Mapping[str, Any] | None = None,
     ) -> Result:
-        context, query = check(context), _checked(query)
+        context, query = check(context), checked(query)
         form = None if schema is None else AnswerForm(schema)
-        origin = {"model": _spec(self._model), "sub_model": _spec(self._sub_model), **(origin or {})}
+        origin = {**self._origin, **(origin or {})}
         async with self._tree(self.policy, self._journal, sink, redact=self._redact) as tree:
             scope = Scope.root(self.policy.budget)
             run = Run(tree, scope, self.policy, context, query, new_run_id(), origin=origin, form=form)
             return await run.complete(stop)
+
+    @contextmanager
+    def session(self) -> Iterator[Dialogue]:
+        """Ask several questions in a row: variables, contexts and what was said before stay.
+
+        In use::
+
+            with rlm.session() as session:
+                print(session.ask("Which incidents are there?", context=reports).answer)
+                print(session.ask("Which of them were in March?").answer)
+                print(session.ask("Does the audit know of those?", context=audit).answer)
+
+        Each question is a run, with the whole budget of the policy, a journal and a result of its own. A new context is
+        ``context`` in the box, and the last one of the list ``contexts``. Works inside a running event loop, too.
+
+        Raises:
+            ConfigurationError: a model's spec is not usable, or a provider's key is not set.
+        """
+        with from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(self.asession()) as its:
+            yield Dialogue(portal, its)
+
+    @asynccontextmanager
+    async def asession(self) -> AsyncIterator[AsyncDialogue]:
+        """Ask several questions in a row; as :meth:`session`."""
+        async with (
+            self._tree(self.policy, self._journal, self._on_event, redact=self._redact) as tree,
+            AsyncDialogue.opened(tree, self.policy, new_run_id(), self._origin) as dialogue,
+        ):
+            yield dialogue
+
+    @contextmanager
+    def resume_session(
+        self,
+        journal: str | Path,
+        contexts: Sequence[Context],
+        *,
+        settings: Sequence[str] = (),
+        on_divergence: SessionOnDivergence = "stop",
+    ) -> Iterator[Dialogue]:
+        """Go on with a session that ended, or was cut off; see :meth:`aresume_session`."""
+        its = self.aresume_session(journal, contexts, settings=settings, on_divergence=on_divergence)
+        with from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(its) as dialogue:
+            yield Dialogue(portal, dialogue)
+
+    @asynccontextmanager
+    async def aresume_session(
+        self,
+        journal: str | Path,
+        contexts: Sequence[Context],
+        *,
+        settings: Sequence[str] = (),
+        on_divergence: SessionOnDivergence = "stop",
+    ) -> AsyncIterator[AsyncDialogue]:
+        """Go on with a session that ended, or was cut off, from its journals.
+
+        The root model's history is that of the journals. Where the last question left a box, a fresh one is brought to
+        the same state: the cells that it saw are run again, with the recorded answers, and nothing is asked or paid. A
+        question that was being answered is :attr:`AsyncDialogue.unfinished`; :meth:`AsyncDialogue.finish` goes on with
+        it.
+
+        Args:
+            journal: of any question of the session; those of the others lie beside it, and new ones come there.
+            contexts: all that the session has, in any order.
+            settings: ``table.key=value`` assignments to the policy of the session's last question, for those to come.
+            on_divergence: what is done when a cell that is run again does something else than it did: ``stop`` raises
+                ResumeError, ``fresh`` goes on with a box that has the contexts and none of the variables.
+
+        Raises:
+            JournalError: a journal cannot be read, or does not follow on the one before.
+            ResumeError: they are no session's, a context or a tool is missing; or as said above.
+            ConfigurationError: a setting or a context is not usable.
+        """
+        if on_divergence not in get_args(SessionOnDivergence):
+            raise ConfigurationError(f"on_divergence={on_divergence!r}: give 'stop' or 'fresh'")
+        if self._redact:
+            raise ConfigurationError("redact is chosen when a session begins: a redacted one cannot be resumed")
+        read = partial(Saved.of, tools=self._tools, settings=settings, on_divergence=on_divergence)
+        saved = await to_thread.run_sync(read, Path(journal), contexts)
+        async with (
+            self._tree(saved.policy, Path(journal).parent, self._on_event) as tree,
+            AsyncDialogue.opened(tree, saved.policy, saved.id, self._origin, saved) as dialogue,
+        ):
+            yield dialogue
 
     def resume(
         self,
@@ -234,6 +308,8 @@ class RLM:
             raise ConfigurationError("redact is chosen when a run begins: it cannot be resumed into a redacted journal")
         context = check(context)
         run = await to_thread.run_sync(Resumable.of, Path(journal), settings)
+        if run.tape.started.get("session"):
+            raise ResumeError(f"{journal} is the journal of a session's question: RLM.resume_session takes it up")
         if answered(run.tape):
             return result_of(run.tape)
         await to_thread.run_sync(run.check, context, self._tools)
@@ -244,13 +320,17 @@ class RLM:
             its = Run(tree, scope, policy, context, run.query, run.tape.run, past=past, form=run.form)
             return await its.complete(stop)
 
+    @property
+    def _origin(self) -> dict[str, Any]:
+        return {"model": spec_of(self._model), "sub_model": spec_of(self._sub_model)}
+
     @asynccontextmanager
     async def _tree(
         self, policy: Policy, journal: Path | None, sink: Sink | None, *, redact: bool = False
     ) -> AsyncIterator[Tree]:
         prices = PriceTable.load()
-        _check_caps(policy, prices)
-        async with _Models.opened() as models:
+        check_caps(policy, prices)
+        async with OpenModels.opened() as models:
             root = models.open(self._model or default_spec())
             sub = root if self._sub_model is None else models.open(self._sub_model)
             spec = self._sub_model or self._model or default_spec()
@@ -268,95 +348,11 @@ class RLM:
             yield Tree(root, backing, journal, sink, redact, self._tools, self._child_tools)
 
 
-class _Models:
-    """The models of one run: opened once each, closed together.
-
-    Attributes:
-        provider: of a model that is asked for by its bare name.
-    """
-
-    def __init__(self) -> None:
-        self.provider = ""
-        self._by_spec: dict[str, Model] = {}
-
-    @classmethod
-    @asynccontextmanager
-    async def opened(cls) -> AsyncIterator[_Models]:
-        models = cls()
-        try:
-            yield models
-        finally:
-            with anyio.CancelScope(shield=True):
-                for model in models._by_spec.values():
-                    await model.aclose()
-
-    def open(self, model: str | Model) -> Model:
-        if not isinstance(model, str):
-            return model
-        if model not in self._by_spec:
-            self._by_spec[model] = open_model(model)
-        return self._by_spec[model]
-
-    def named(self, name: str) -> Model:
-        if ":" in name:
-            return self.open(name)
-        if not self.provider:
-            raise ConfigurationError(f"models.allowed: write {name!r} with its provider, for example anthropic:{name}")
-        return self.open(f"{self.provider}:{name}")
-
-
-def _both(first: Sink | None, second: Sink) -> Sink:
-    if first is None:
-        return second
-
-    def sink(envelope: Envelope) -> None:
-        first(envelope)
-        second(envelope)
-
-    return sink
-
-
 def _now(work: Callable[[], Awaitable[Result]]) -> Result:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return anyio.run(work)
     # That loop waits meanwhile, as for any blocking call. Leaving the block by an exception cancels the run.
-    with anyio.from_thread.start_blocking_portal() as portal:
+    with from_thread.start_blocking_portal() as portal:
         return portal.call(work)
-
-
-def _spec(model: str | Model | None) -> str:
-    return model if isinstance(model, str) else ""
-
-
-def _model(what: str, model: object) -> str | Model | None:
-    if model is None or isinstance(model, str):
-        return model
-    fits = isinstance(getattr(model, "name", None), str) and callable(getattr(model, "complete", None))
-    if isinstance(model, type) or not fits or not callable(getattr(model, "aclose", None)):
-        given = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
-        raise ConfigurationError(
-            f"{what} is {given}: give a spec ({FORMS}), or an object with a name (a str) and the coroutine methods "
-            "complete(request) and aclose()"
-        )
-    return cast("Model", model)
-
-
-def _check_caps(policy: Policy, prices: PriceTable) -> None:
-    for spec in policy.models.price_caps:
-        if all(prices.cost_nano(name, Usage()) is None for name in names_of(spec)):
-            raise ConfigurationError(f"models.price_caps: no price is known for {spec!r}, so no cap can bind it")
-
-
-def _checked(query: object) -> str:
-    if not isinstance(query, str):
-        raise ConfigurationError(f"the query is a str, not {type(query).__name__}")
-    if not query.strip():
-        raise ConfigurationError("the query is empty: ask a question")
-    if len(query) > MAX_QUERY_CHARS:
-        raise ConfigurationError(
-            f"the query has {len(query):,} characters and may have {MAX_QUERY_CHARS:,}: put long texts into the context"
-        )
-    # A lone surrogate could not be sent to any provider.
-    return query.encode("utf-8", "replace").decode()

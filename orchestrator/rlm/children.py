@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
-from orchestrator.errors import JournalError, LimitExceededError, SandboxError
+from orchestrator.errors import JournalError, LimitExceededError, ResumeError, SandboxError
 from orchestrator.events import ChildFinished, ChildStarted, Recorder
 from orchestrator.policy import Budget
 from orchestrator.rlm.result import INTERRUPTED, Result
@@ -30,7 +30,9 @@ _PARTIAL_BYTES = 4096
 class Children:
     """Carries out the child runs of one run, as a :data:`orchestrator.session.ChildRun`."""
 
-    def __init__(self, parent: Run, recorder: Recorder) -> None:
+    def __init__(self, parent: Run, recorder: Recorder, *, live: bool = True) -> None:
+        """Serve the box of ``parent``; one that is not ``live`` gives recorded answers alone."""
+        self._live = live
         self._parent = parent
         self._recorder = recorder
         past = None if parent.past is None else parent.past.tape
@@ -47,6 +49,8 @@ class Children:
         """
         async with self._parent.places.place(self._parent.scope.depth + 1):
             past = await self._past_of(call)
+            if not self._live and (past is None or past.ended is None):
+                raise ResumeError(f"cell {call.cell} asks for a child run whose answer is not recorded")
             run = self._child(call, past)
             try:
                 result = await self._carry_out(run, call, past)

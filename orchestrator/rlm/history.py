@@ -5,6 +5,7 @@ Pure: the same texts in the same order make the same messages, live and when the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.models.base import Message
@@ -47,6 +48,12 @@ class History:
     def reply(self, text: str) -> None:
         """Add what the model said."""
         self.messages.append(Message("assistant", head_and_tail(text, REPLY_CHARS) if text.strip() else _NOTHING))
+
+    def retell(self, talk: Iterable[tuple[str, str]]) -> None:
+        """Take in what a :class:`~orchestrator.trajectory.tape.Tape` has of a conversation."""
+        ways = {"ask": self.ask, "say": self.say, "reply": self.reply, "compact": self.compact}
+        for way, text in talk:
+            ways[way](text)
 
     @property
     def compactable(self) -> bool:

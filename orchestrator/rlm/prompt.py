@@ -6,16 +6,18 @@ The wording lies in ``prompts/*.md``, one file a message, with ``$name`` where a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from string import Template
 from textwrap import indent
 from typing import Literal
 
-from orchestrator.context import Context, ContextInfo
+from orchestrator.context import PREFIX_CHARS, Context, ContextInfo
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.rlm.parse import ParsedReply
+from orchestrator.rlm.result import Status
 from orchestrator.text import counted, head_and_tail, json_text, one_line, printable
 from orchestrator.tools import Tool
 
@@ -27,6 +29,8 @@ Name = Literal[
     "one_process",
     "lazy",
     "first",
+    "earlier",
+    "contexts",
     "form",
     "observation",
     "no_code",
@@ -42,6 +46,9 @@ PROMPTS = Path(__file__).parent / "prompts"
 # models read worse.
 PIECE_CHARS = 250_000
 NAME_CHARS = 80
+# Contexts of earlier questions that are told of, the latest ones, and characters of the beginning of each.
+CONTEXTS_TOLD = 10
+_CONTEXT_CHARS = 100
 # A prompt needs room for a question besides its piece, and a character may take four bytes.
 _BYTES_A_CHARACTER = 4
 
@@ -82,6 +89,44 @@ _BUDGETS = {
     "bytes_out": "bytes of prompts",
     "tool_calls": "calls of tools",
 }
+
+
+_KEPT = "All variables of the earlier questions are still there, but for `Final` and `draft`."
+_LOST = "The REPL was started anew: all variables of the earlier questions are LOST. Define anew what you need."
+_ENDED = {
+    "answered": "Your last answer was taken; it had {characters:,} characters and began {beginning}.",
+    "no_answer": "The last question found no answer.",
+    "limit": "The last question ended at its limit of {reason}.",
+    "failed": "The last question failed.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a question of a session is told of those before.
+
+    Attributes:
+        question: which question it is, from 1.
+        contexts: facts of the contexts before the last one, oldest first.
+        kept: whether the variables are still there.
+        status: how the question before ended.
+        answer: what it had, or None.
+        reason: why it ended so.
+    """
+
+    question: int
+    contexts: Sequence[ContextInfo] = ()
+    kept: bool = True
+    status: Status = "answered"
+    answer: str | None = None
+    reason: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """How the question before ended, in a sentence; what it says of an answer stands as JSON."""
+        answer = self.answer or ""
+        beginning = json_text(answer[:PREFIX_CHARS])
+        return _ENDED[self.status].format(characters=len(answer), beginning=beginning, reason=self.reason)
 
 
 def render(name: Name, **values: object) -> str:
@@ -144,8 +189,9 @@ def first(
     tag: str,
     lazy_most: int | None = None,
     schema: str = "",
+    earlier: Earlier | None = None,
 ) -> str:
-    """Return the first message: the question, and the facts of a context that is itself never sent.
+    """Return the message that asks a question: it, and the facts of a context that is itself never sent.
 
     Args:
         query: the question.
@@ -154,10 +200,29 @@ def first(
         tag: word around everything the box says in later messages, unknown to the box.
         lazy_most: as of :func:`system`.
         schema: JSON Schema of the answer; empty for an answer in words.
+        earlier: what to tell of the questions before, if it is not the first of its session.
     """
     form = f"{render('form', schema=schema)}\n" if schema else ""
     context = describe(info, lazy=lazy_most is not None)
-    return render("first", query=query, context=context, limits=budget_line(left), form=form, tag=tag)
+    before = others = ""
+    if earlier is not None:
+        state = _KEPT if earlier.kept else _LOST
+        before = render("earlier", question=earlier.question, outcome=earlier.outcome, state=state)
+        others = render("contexts", contexts=_others(earlier.contexts)) if earlier.contexts else ""
+    limits = budget_line(left)
+    return render(
+        "first", earlier=before, query=query, context=context, contexts=others, limits=limits, form=form, tag=tag
+    )
+
+
+def _others(contexts: Sequence[ContextInfo]) -> str:
+    first = max(len(contexts) - CONTEXTS_TOLD, 0)
+    lines = [f"- `contexts[0]` to `contexts[{first - 1}]` are not told of here"] if first else []
+    for number, info in enumerate(contexts[first:], first):
+        form = info.kind if info.kind == "text" else f"{info.kind} of {counted(info.documents, 'document')}"
+        begins = json_text(info.prefix[:_CONTEXT_CHARS])
+        lines.append(f"- `contexts[{number}]`: {form}, {info.characters:,} characters, begins: {begins}")
+    return "\n".join(lines)
 
 
 def describe(info: ContextInfo, *, lazy: bool = False) -> str:

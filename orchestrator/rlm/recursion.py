@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -43,10 +43,12 @@ from orchestrator.rlm.children import Children
 from orchestrator.rlm.conversation import Conversation
 from orchestrator.rlm.direct import answer_directly
 from orchestrator.rlm.form import AnswerCheck, AnswerForm
+from orchestrator.rlm.history import History
 from orchestrator.rlm.loop import Loop, ask_by
 from orchestrator.rlm.places import Places
 from orchestrator.rlm.result import INTERRUPTED, Outcome, Result
-from orchestrator.session import Backing, ChildCall, open_session
+from orchestrator.rlm.sitting import Sitting
+from orchestrator.session import Backing, ChildCall, Session, open_session
 from orchestrator.tools import Toolbox
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.replay import OnDivergence, Replay
@@ -92,6 +94,7 @@ class Run:
         past: what its journal has of it already, when it is resumed.
         origin: as of :class:`~orchestrator.events.RunStarted`.
         form: what the answer must be; None for a text.
+        sitting: its place in a session; None for a run of its own.
     """
 
     tree: Tree
@@ -105,9 +108,11 @@ class Run:
     past: Resuming | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     form: AnswerForm | None = None
+    sitting: Sitting | None = None
     _journal: JournalWriter | None = None
     _conversation: Conversation | None = None
     _loop: Loop | None = None
+    _cells: Session | None = None
 
     def __post_init__(self) -> None:
         """Make the places of the tree where this is its first run."""
@@ -183,43 +188,84 @@ class Run:
         outcome = None
         async with anyio.create_task_group() as tasks:
             if stop is not None:
-                tasks.start_soon(_cancel_when_set, stop, tasks.cancel_scope)
+                tasks.start_soon(self._cancel_when_set, stop, tasks.cancel_scope)
             outcome = await self._drive(recorder, info)
             tasks.cancel_scope.cancel()
         return outcome or Outcome("failed", self._said, INTERRUPTED)
 
+    async def _cancel_when_set(self, stop: anyio.Event, scope: anyio.CancelScope) -> None:
+        await stop.wait()
+        if self.sitting is not None and self._cells is not None:
+            await self._cells.quiet()  # a cell that is cancelled costs the box, which the next question is to find
+        scope.cancel()
+
     async def _drive(self, recorder: Recorder, info: ContextInfo) -> Outcome:
-        models = self.policy.models
-        names = self.tree.root_model.name, self.tree.backing.sub_model.name
-        facts = self.policy.model_dump(mode="json")
-        tools = self.tree.tools if self.parent is None else self.tree.child_tools
-        schema = None if self.form is None else self.form.schema
-        recorder.emit(
-            RunStarted(self.query, info.to_dict(), facts, *names, self.scope.depth, self.origin, schema, tuple(tools))
+        place = {} if self.sitting is None else self.sitting.to_dict()
+        started = RunStarted(
+            self.query,
+            info.to_dict(),
+            self.policy.model_dump(mode="json"),
+            self.tree.root_model.name,
+            self.tree.backing.sub_model.name,
+            self.scope.depth,
+            self.origin,
+            None if self.form is None else self.form.schema,
+            tuple(self._tools),
+            place,
         )
+        recorder.emit(started)
         check = AnswerCheck(self.form)
-        if info.characters < models.direct_below_chars and not tools:
+        if self._reads_directly(info):
             return await self._answer_directly(recorder, check)
-        session = open_session(
+        async with self._session(recorder, Children(self, recorder), check) as self._cells:
+            limits, wall_s = self.policy.limits, self.policy.budget.wall_s
+            earlier = None
+            if self.sitting is not None:
+                earlier = await self.sitting.begin(self._cells, limits.cell_timeout_s)
+            left = self.scope.remaining()
+            tag = hashlib.sha256((place.get("id") or self.id).encode()).hexdigest()[:8]
+            most = lazy_most(self.context, limits.memory_mb)
+            first = prompt.first(self.query, info, left, tag=tag, lazy_most=most, schema=self._schema, earlier=earlier)
+            system = prompt.system(self.policy, levels=int(left["depth"]), lazy_most=most, tools=self._tools)
+            conversation = self._converse(recorder, system, first)
+            self._loop = Loop(conversation, self._cells, self.scope, limits, wall_s, recorder, tag, check)
+            return await self._loop.run()
+
+    def _session(
+        self, recorder: Recorder, children: Children, check: AnswerCheck
+    ) -> AbstractAsyncContextManager[Session]:
+        backing = self.tree.backing
+        return open_session(
             policy=self.policy,
             context=self.context,
             scope=self.scope,
             recorder=recorder,
-            backing=self.tree.backing,
-            child=Children(self, recorder),
+            backing=backing if self.sitting is None else self.sitting.backing(backing),
+            child=children,
             accept=None if self.form is None else check.accept,
-            tools=tools,
+            tools=self._tools,
         )
-        async with session as cells:
-            left = self.scope.remaining()
-            tag = hashlib.sha256(self.id.encode()).hexdigest()[:8]
-            most = lazy_most(self.context, self.policy.limits.memory_mb)
-            first = prompt.first(self.query, info, left, tag=tag, lazy_most=most, schema=self._schema)
-            system = prompt.system(self.policy, levels=int(left["depth"]), lazy_most=most, tools=tools)
-            conversation = self._converse(recorder, system, first)
-            limits, wall_s = self.policy.limits, self.policy.budget.wall_s
-            self._loop = Loop(conversation, cells, self.scope, limits, wall_s, recorder, tag, check)
-            return await self._loop.run()
+
+    async def relive(self) -> None:
+        """Run the recorded cells of a question once more in its session's box, so that its variables are there again.
+
+        What they ask is answered from the journal alone, and nothing is recorded.
+
+        Raises:
+            ResumeError: a cell does something else than it did.
+            SandboxError: the box did not come up, or is gone.
+        """
+        if self.past is None:
+            raise ValueError("what is not recorded cannot be relived")
+        recorder = Replay.of(self.past.tape, (), "stop")
+        children = Children(self, recorder, live=False)
+        try:
+            async with self._session(recorder, children, AnswerCheck(self.form)) as cells:
+                for cell in self.past.tape.cells.values():
+                    if cell.result is not None:
+                        await cells.run_cell(cell.code, 0, self.policy.limits.cell_timeout_s)
+        finally:
+            self.scope.close()
 
     async def _answer_directly(self, recorder: Recorder, check: AnswerCheck) -> Outcome:
         message = prompt.direct(self.query, self.context, schema=self._schema).encode("utf-8", "replace").decode()
@@ -243,6 +289,7 @@ class Run:
             ask_by=ask_by(self.scope, self.policy.budget.wall_s),
             cache=cache,
             history_tokens=self.policy.models.history_tokens,
+            history=History() if self.sitting is None else self.sitting.history,
         )
         self._conversation.history.ask(recorder.show(0, first))
         return self._conversation
@@ -276,6 +323,15 @@ class Run:
         recorder.went_live = lambda: self.scope.spend(tape.unplayed.amount)
         return recorder
 
+    def _reads_directly(self, info: ContextInfo) -> bool:
+        """Whether the context is so short that the model simply reads it; a session is about its box."""
+        short = info.characters < self.policy.models.direct_below_chars
+        return short and self.sitting is None and not self._tools
+
+    @property
+    def _tools(self) -> Toolbox:
+        return self.tree.tools if self.parent is None else self.tree.child_tools
+
     @property
     def _schema(self) -> str:
         return "" if self.form is None else self.form.shown
@@ -300,8 +356,3 @@ class Resuming:
 
     tape: Tape
     on_divergence: OnDivergence = "stop"
-
-
-async def _cancel_when_set(stop: anyio.Event, scope: anyio.CancelScope) -> None:
-    await stop.wait()
-    scope.cancel()

@@ -60,12 +60,8 @@ class Resumable:
         tape = Tape.of(path)
         if tape.parent is not None:
             raise ResumeError(f"{path} is the journal of a child run: resume its parent, {tape.parent}")
-        if tape.started.get(REDACTED) is True:
-            raise ResumeError(f"{path} is redacted: what was said in its run is not there to go on with")
-        try:
-            policy = Policy.from_data(tape.started["policy"], source=str(path)).override(list(settings))
-        except PolicyError as error:
-            raise PolicyError(f"the run's policy, from its journal: {error}") from error
+        not_redacted(tape)
+        policy = recorded_policy(tape, settings)
         if policy.budget.wall_s <= tape.elapsed_s and not answered(tape):
             raise ConfigurationError(
                 f"the run has had its {policy.budget.wall_s:g} s: give it more with "
@@ -89,6 +85,28 @@ class Resumable:
                 f"the context is another one: this is a {now.kind} of {now.characters:,} characters, and the run's was "
                 f"a {then['kind']} of {then['characters']:,}"
             )
+
+
+def not_redacted(tape: Tape) -> None:
+    """Check that a journal holds what was said.
+
+    Raises:
+        ResumeError: it does not.
+    """
+    if tape.started.get(REDACTED) is True:
+        raise ResumeError(f"{tape.path} is redacted: what was said in its run is not there to go on with")
+
+
+def recorded_policy(tape: Tape, settings: Sequence[str] = ()) -> Policy:
+    """Return a run's own policy, with what is set now.
+
+    Raises:
+        PolicyError: a setting is wrong.
+    """
+    try:
+        return Policy.from_data(tape.started["policy"], source=str(tape.path)).override(list(settings))
+    except PolicyError as error:
+        raise PolicyError(f"the run's policy, from its journal: {error}") from error
 
 
 def answered(tape: Tape) -> bool:
@@ -121,5 +139,5 @@ def result_of(tape: Tape) -> Result:
         turns=ended["turns"],
         run=tape.run,
         journal_head=tape.head,
-        value=None if form is None else _value(form, ended["answer"]),
+        value=None if form is None or not answered(tape) else _value(form, ended["answer"]),
     )

@@ -17,6 +17,18 @@ Begin = Callable[[Sink, anyio.Event], Awaitable[Result]]
 """Carries a run out: gives its events to the first, and ends it early when the second is set."""
 
 
+def both(first: Sink | None, second: Sink) -> Sink:
+    """Return a sink that tells both, the first one first."""
+    if first is None:
+        return second
+
+    def sink(envelope: Envelope) -> None:
+        first(envelope)
+        second(envelope)
+
+    return sink
+
+
 class RunStream:
     """The events of one run and its children, in order; iterate over it once, and ask for the result.
 

@@ -10,7 +10,7 @@ from orchestrator.trajectory.reading import digest
 # What stays as it is, by kind: words of this system, names of models, images and runs, and what a policy says. Whatever
 # is not listed is redacted, so a new text is, too, until somebody decides otherwise.
 KEPT: dict[str, frozenset[str]] = {
-    "run_started": frozenset(("policy", "root_model", "sub_model", "tools")),
+    "run_started": frozenset(("policy", "root_model", "sub_model", "tools", "session")),
     "sandbox_opened": frozenset(("container", "image", "runtime", "controls")),
     "sandbox_closed": frozenset(("container", "reason")),
     "root_replied": frozenset(("stop_reason", "usage")),

@@ -94,6 +94,19 @@ class TapedChild:
 
 
 @dataclass(slots=True)
+class TapedBox:
+    """A box that a run had.
+
+    Attributes:
+        lent: it was that of the question before.
+        closed: why it was given back; empty where that is not recorded.
+    """
+
+    lent: bool
+    closed: str = ""
+
+
+@dataclass(slots=True)
 class Tape:
     """The record of one run, to be played back once.
 
@@ -106,6 +119,9 @@ class Tape:
         replies: of the root model by turn, as recorded.
         compacted: turns whose reply is a summary of those before.
         shown: what the root model was shown after each turn.
+        talk: all that was said between the root model and the run, in order: ``ask`` (the question), ``say``,
+            ``reply``, and ``compact`` (a reply that is a summary), each with its text.
+        boxes: in order.
         cells: by number.
         children: that began.
         after: seq of the last record that the course of the run follows; what stands behind it (the end of a run at a
@@ -127,6 +143,8 @@ class Tape:
     replies: dict[int, dict[str, Any]] = field(default_factory=dict)
     compacted: set[int] = field(default_factory=set)
     shown: dict[int, str] = field(default_factory=dict)
+    talk: list[tuple[str, str]] = field(default_factory=list)
+    boxes: list[TapedBox] = field(default_factory=list)
     cells: dict[int, TapedCell] = field(default_factory=dict)
     children: list[TapedChild] = field(default_factory=list)
     after: int = -1
@@ -142,14 +160,18 @@ class Tape:
     _tools: dict[bytes, deque[str]] = field(default_factory=lambda: defaultdict(deque))
 
     @classmethod
-    def of(cls, path: Path) -> Tape:
+    def of(cls, path: Path, *, whole: bool = False) -> Tape:
         """Read a journal.
+
+        Args:
+            path: of the journal.
+            whole: take what a limit put behind the course as a part of it: the run is not to go on, but to be retold.
 
         Raises:
             JournalError: it cannot be read, is damaged, or holds no beginning of a run.
         """
         tape = cls(path)
-        tape._take(read(path))
+        tape._take(read(path), whole=whole)
         if not tape.started:
             raise JournalError(f"{path} holds no beginning of a run: there is nothing to resume")
         return tape
@@ -192,7 +214,7 @@ class Tape:
 
     # Reading --------------------------------------------------------------------------------------------------------
 
-    def _take(self, records: Iterable[Record]) -> None:
+    def _take(self, records: Iterable[Record], *, whole: bool) -> None:
         course: list[Record] = []
         limited = False
         for record in records:
@@ -214,7 +236,7 @@ class Tape:
                 self.last_tool = max(self.last_tool, record.fields["call"])
             elif record.kind == "child_started":
                 self.last_child = max(self.last_child, _number(record.fields["child"]))
-            if not limited and record.kind not in ("run_finished", "sandbox_closed"):
+            if whole or (not limited and record.kind not in ("run_finished", "sandbox_closed")):
                 self.after = record.seq
             course.append(record)
         self._play([record for record in course if record.seq <= self.after])
@@ -245,12 +267,12 @@ class Tape:
         match kind:
             case "run_started":
                 self.started = said
-            case "root_replied":
-                self.replies[said["turn"]] = said
-            case "compacting":
-                self.compacted.add(said["turn"])
-            case "observed":
-                self.shown[said["turn"]] = said["text"]
+            case "sandbox_opened":
+                self.boxes.append(TapedBox(said.get("lent", False)))
+            case "sandbox_closed":
+                self.boxes[-1].closed = said["reason"]
+            case "root_replied" | "compacting" | "observed":
+                self._hear(kind, said["turn"], said)
             case "cell_started":
                 self.cells[said["cell"]] = TapedCell(said["code"], None)
             case "cell_finished":
@@ -260,6 +282,16 @@ class Tape:
                 self._refused[refused.cell or 0, refused.method, refused.nth] = refused
             case "child_started":
                 self.children.append(TapedChild(said["child"], said["cell"], said["query"]))
+
+    def _hear(self, kind: str, turn: int, said: dict[str, Any]) -> None:
+        if kind == "compacting":
+            self.compacted.add(turn)
+        elif kind == "root_replied":
+            self.replies[turn] = said
+            self.talk.append(("compact" if turn in self.compacted else "reply", said["text"]))
+        else:
+            self.shown[turn] = said["text"]
+            self.talk.append(("say" if turn else "ask", said["text"]))
 
     def _add_call(self, started: dict[str, Any], outcome: Record) -> None:
         said, cell = outcome.fields, started["cell"]

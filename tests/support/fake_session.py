@@ -14,6 +14,7 @@ from orchestrator.errors import RlmSandboxError, ungrouped
 from orchestrator.interpreter import BoxInfo
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
+from orchestrator.rlm.sitting import CLEAR
 from orchestrator.transport.rpc import RpcCall, RpcHandler
 
 FETCH_DRAFT = 'Final = globals().get("draft")'
@@ -78,6 +79,8 @@ class FakeBox:
         self.info = BoxInfo("fake-container", "sha256:fake", "fake", {"network": "none"}, 0.25)
         self.codes: list[str] = []
         self.cell = 0
+        self.contexts = [context]
+        self.gone = False
         self._rpc = rpc
         self._cells = cells
         self._calls = 0
@@ -88,16 +91,25 @@ class FakeBox:
         del timeout
         self.cell += 1
         self.codes.append(code)
-        if code == FETCH_DRAFT or not self._cells:
+        if code in (FETCH_DRAFT, CLEAR) or not self._cells:
             return OK
         body = self._cells.popleft()
         result: ExecutionResult | None = ExecutionResult("cancelled")
+        self.gone = True  # unless it comes to its end
         with ungrouped():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_cancel_when_set, stop or anyio.Event(), tasks.cancel_scope)
                 result = await body(self)
                 tasks.cancel_scope.cancel()
+        self.gone = False
         return result or OK
+
+    @property
+    def cells(self) -> int:
+        return self.cell
+
+    async def give(self, context: Context) -> None:
+        self.contexts.append(context)
 
     async def call(self, method: str, body: str = "", **params: object) -> str:
         """Make a call out of the open cell."""
@@ -151,6 +163,7 @@ class FakeBoxes:
         bodies = self.cells[number] if number < len(self.cells) else []
         self.opened.append(FakeBox(policy, context, rpc, deque(bodies)))
         try:
-            yield self.opened[-1]
+            yield self.opened[number]
         finally:
+            self.opened[number].gone = True
             self.closed += 1

@@ -26,7 +26,9 @@ from orchestrator.events import Envelope, Refused, RunFinished, RunStarted
 from orchestrator.models.base import ModelReply, ModelRequest, Usage
 from orchestrator.policy import Policy
 from orchestrator.rlm import api
-from orchestrator.rlm.api import RLM, Result, new_run_id
+from orchestrator.rlm.api import RLM
+from orchestrator.rlm.question import new_run_id
+from orchestrator.rlm.result import Result
 from orchestrator.transport.rpc import RpcRefusal
 from tests.support.fake_session import CellBody, FakeBox, FakeBoxes, finals
 from tests.support.fakes import FakeModel

@@ -1,0 +1,70 @@
+"""What a question of a session finds, and leaves to the next: the box, the history, the contexts, the last answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.context import ContextInfo
+from orchestrator.errors import SandboxGoneError
+from orchestrator.rlm.history import History
+from orchestrator.rlm.lodging import Lodging
+from orchestrator.rlm.prompt import Earlier
+from orchestrator.rlm.result import Result
+from orchestrator.session import Backing, Session
+
+# Cells of the question before may have left these, which would answer this one.
+CLEAR = 'for _ in ("Final", "draft"): globals().pop(_, None)'
+
+
+@dataclass(slots=True)
+class Sitting:
+    """One question's place in its session.
+
+    Attributes:
+        session: id of the session.
+        question: which question it is, from 1.
+        lodging: has the box.
+        history: of the session, which the question goes on with.
+        contexts: facts of all contexts, oldest first.
+        previous: value of the hash chain at the end of the journal of the question before; empty without one.
+        last: how that question ended; None for the first.
+    """
+
+    session: str
+    question: int
+    lodging: Lodging
+    history: History
+    contexts: Sequence[ContextInfo]
+    previous: str = ""
+    last: Result | None = None
+
+    def backing(self, backing: Backing) -> Backing:
+        """Return what stands behind the box's calls, with the session's box in the place of one of its own."""
+        return replace(backing, open_box=self.lodging.lend)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the journal tells of it."""
+        return {
+            "id": self.session,
+            "question": self.question,
+            "previous": self.previous,
+            "contexts": [{"kind": info.kind, "sha256": info.sha256} for info in self.contexts],
+        }
+
+    async def begin(self, cells: Session, timeout: float) -> Earlier | None:
+        """Clear away what the question before left for its end; return what this one is told of those before.
+
+        Raises:
+            JournalError: that cannot be recorded.
+        """
+        kept = False
+        if cells.cell:
+            with suppress(SandboxGoneError):
+                kept = not (await cells.run_cell(CLEAR, 0, timeout)).state_lost
+        last = self.last
+        if last is None:
+            return None
+        return Earlier(self.question, self.contexts[:-1], kept, last.status, last.answer, last.reason)
