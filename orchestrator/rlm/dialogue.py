@@ -184,12 +184,14 @@ class AsyncDialogue:
         return self.results[-1] if self.results else None
 
     async def _carry_out(self, run: Run, stop: anyio.Event | None) -> Result:
-        result = await run.complete(stop)
-        self._head = result.journal_head
-        self.results += (result,)
-        if isinstance(result.error, JournalError):
-            self._broken = result.error
-        return result
+        try:
+            return await run.complete(stop)
+        finally:
+            result = run.result
+            self._head = result.journal_head
+            self.results += (result,)
+            if isinstance(result.error, JournalError):
+                self._broken = result.error
 
     # Saved sessions ---------------------------------------------------------------------------------------------------
 

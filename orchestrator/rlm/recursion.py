@@ -54,6 +54,8 @@ from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.replay import OnDivergence, Replay
 from orchestrator.trajectory.tape import Tape
 
+_INTERRUPTED = Outcome("failed", None, INTERRUPTED)
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -113,6 +115,7 @@ class Run:
     _conversation: Conversation | None = None
     _loop: Loop | None = None
     _cells: Session | None = None
+    _end: Outcome = _INTERRUPTED
 
     def __post_init__(self) -> None:
         """Make the places of the tree where this is its first run."""
@@ -133,20 +136,26 @@ class Run:
         try:
             info = await to_thread.run_sync(describe, self.context)
             async with self._recorded() as recorder:
-                outcome = await self._outcome(recorder, info, stop, began)
+                self._end = await self._outcome(recorder, info, stop, began)
         finally:
             self.scope.close()
+        return self.result
+
+    @property
+    def result(self) -> Result:
+        """How it went: once :meth:`complete` is over, even by an exception."""
+        end = self._end
         return Result(
-            status=outcome.status,
-            answer=outcome.answer,
-            reason=outcome.reason,
+            status=end.status,
+            answer=end.answer,
+            reason=end.reason,
             usage=self.scope.usage(),
             journal=None if self._journal is None else self._journal.path,
             turns=self._turns,
-            error=outcome.error,
+            error=end.error,
             run=self.id,
             journal_head="" if self._journal is None else self._journal.head,
-            value=outcome.value,
+            value=end.value,
         )
 
     def child(self, scope: Scope, policy: Policy, call: ChildCall, identity: str, past: Tape | None) -> Run:
@@ -156,14 +165,14 @@ class Run:
 
     async def _outcome(self, recorder: Recorder, info: ContextInfo, stop: anyio.Event | None, began: float) -> Outcome:
         """Carry the run out and record its end, however it comes."""
-        outcome = Outcome("failed", None, INTERRUPTED)
+        outcome = _INTERRUPTED
         try:
             outcome = await self._guarded(recorder, info, stop)
         except ContextError as error:
-            outcome = Outcome("failed", None, str(error), error)
+            outcome = self._end = Outcome("failed", None, str(error), error)
             raise
         except BaseException:
-            outcome = Outcome("failed", self._said, INTERRUPTED)
+            outcome = self._end = Outcome("failed", self._said, INTERRUPTED)
             raise
         finally:
             if self._conversation is not None:
@@ -258,12 +267,15 @@ class Run:
         if self.past is None:
             raise ValueError("what is not recorded cannot be relived")
         recorder = Replay.of(self.past.tape, (), "stop")
+        recorder.otherwise = "on_divergence='fresh'"
         children = Children(self, recorder, live=False)
         try:
             async with self._session(recorder, children, AnswerCheck(self.form)) as cells:
                 for cell in self.past.tape.cells.values():
                     if cell.result is not None:
                         await cells.run_cell(cell.code, 0, self.policy.limits.cell_timeout_s)
+                    if cells.fatal is not None:
+                        raise cells.fatal
         finally:
             self.scope.close()
 

@@ -24,15 +24,18 @@ class Replay(Recorder):
         tape: what is recorded.
         on_divergence: whether a cell that does something else this time ends the run (``stop``), or is recorded, and
             what it asks is asked live (``live``).
+        otherwise: what whoever wants to go on all the same is told to ask for.
         went_live: called once, before the first request that is new: what was paid for and is not played back is to be
             paid now. What it raises refuses the request.
     """
 
     tape: Tape = field(kw_only=True)
     on_divergence: OnDivergence = field(kw_only=True, default="stop")
+    otherwise: str = field(kw_only=True, default="--on-divergence live")
     went_live: Callable[[], object] | None = field(kw_only=True, default=None)
     _claimed: dict[tuple[str, str, int], deque[TapedCall]] = field(default_factory=lambda: defaultdict(deque))
     _turn: int = 0
+    _stopped: ResumeError | None = None
     _playing: set[int] = field(default_factory=set)
     _numbers: dict[int, int] = field(default_factory=dict)
     _shown: set[int] = field(default_factory=set)
@@ -172,9 +175,10 @@ class Replay(Recorder):
     def _diverged(self, cell: int, what: str, *, harmless: bool = False) -> None:
         Recorder.emit(self, events.Diverged(cell, what))
         if self.on_divergence == "stop" and not harmless:
-            raise ResumeError(
-                f"cell {cell} does something else than it did: {what}; go on all the same with --on-divergence live"
-            )
+            told = f"cell {cell} does something else than it did: {what}; go on all the same with {self.otherwise}"
+            # What comes of the first is no news of its own.
+            self._stopped = self._stopped or ResumeError(told)
+            raise self._stopped
 
 
 def _past(said: dict[str, Any]) -> Past:

@@ -25,7 +25,7 @@ from orchestrator.errors import (
 from orchestrator.events import Envelope, Refused, RunFinished, RunStarted
 from orchestrator.models.base import ModelReply, ModelRequest, Usage
 from orchestrator.policy import Policy
-from orchestrator.rlm import api
+from orchestrator.rlm import api, choices
 from orchestrator.rlm.api import RLM
 from orchestrator.rlm.question import new_run_id
 from orchestrator.rlm.result import Result
@@ -289,7 +289,7 @@ class Opened:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.models: dict[str, FakeModel] = {}
-        monkeypatch.setattr(api, "open_model", self)
+        monkeypatch.setattr(choices, "open_model", self)
 
     def __call__(self, spec: str) -> FakeModel:
         assert spec not in self.models
