@@ -355,7 +355,7 @@ class TestTakingUp:
         other = [prints, asks("x", "one"), *CELLS[2:]]
         given = desk.journals[0], ["the long text", ["more"]]
         stopped = Desk(desk.folder, other)
-        with pytest.raises(ResumeError, match="asked something that it did not ask then.*on_divergence='fresh'"):
+        with pytest.raises(ResumeError, match=r"asked something that it did not ask then.*on_divergence='fresh'"):
             async with stopped.rlm.aresume_session(*given):
                 pytest.fail("it went on")
         assert stopped.served == []
