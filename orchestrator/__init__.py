@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.policy import Policy
     from orchestrator.pool import Pool
     from orchestrator.rlm.api import RLM
+    from orchestrator.rlm.dialogue import AsyncDialogue, Dialogue
     from orchestrator.rlm.result import Result
     from orchestrator.rlm.stream import RunStream
     from orchestrator.tools import ToolError
@@ -35,7 +36,9 @@ __version__ = "0.1.0"
 
 # Module of each public name; after a colon, what it is called there where that is something else.
 _HOMES = {
+    "AsyncDialogue": "rlm.dialogue",
     "ConfigurationError": "errors",
+    "Dialogue": "rlm.dialogue",
     "Envelope": "events",
     "ExecutionResult": "kernel.result",
     "JournalError": "errors",
@@ -64,7 +67,9 @@ _HOMES = {
 
 __all__ = [
     "RLM",
+    "AsyncDialogue",
     "ConfigurationError",
+    "Dialogue",
     "Envelope",
     "ExecutionResult",
     "JournalError",

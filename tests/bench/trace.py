@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -209,6 +213,24 @@ def _pipe_ms() -> float:
         return _ms(there_and_back, 200)
 
 
+def _runc_ms() -> float:
+    """Return what the runtime alone takes: a container of its own defaults, on an empty root with the host's /usr."""
+    with TemporaryDirectory() as bundle:
+        root = Path(bundle, "rootfs")
+        for folder in ("dev", "proc", "sys", "usr"):
+            Path(root, folder).mkdir(parents=True)
+        for folder in ("bin", "lib", "lib64"):
+            Path(root, folder).symlink_to(f"usr/{folder}")
+        _run("runc", "spec", "--bundle", bundle)()
+        file = Path(bundle, "config.json")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["process"] |= {"terminal": False, "args": ["/bin/true"]}
+        config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "cgroup"]
+        config["mounts"].append({"destination": "/usr", "source": "/usr", "options": ["bind", "ro"]})
+        file.write_text(json.dumps(config), encoding="utf-8")
+        return _ms(_run("runc", "run", "--bundle", bundle, f"rlm-sandbox-bench-{os.getpid()}"))
+
+
 def measure_floors(image_id: str) -> dict[str, str]:
     """Measure what the stages cost without us, by the stage each belongs to."""
     container = ("docker", "run", "--rm", "--network=none", "--log-driver=none", "--entrypoint=/opt/box/python")
@@ -224,6 +246,7 @@ def measure_floors(image_id: str) -> dict[str, str]:
         local_cell = _ms(lambda: local.execute("pass"), CELLS)
     copy = f"{_ms(lambda: bytearray(data), 20):.2f} memcpy of the same bytes"
     return {
+        "engine: start": f"{_runc_ms():.0f} runc run /bin/true, without an engine",
         "all: open to first cell done": f"{bare:.0f} docker run … python -c pass",
         "supervisor up (HELLO awaited)": f"{_ms(python):.1f} python -c pass",
         "kernel ready, holds the context": f"{_ms(kernel):.0f} python -c 'import ipykernel.ipkernel'",
