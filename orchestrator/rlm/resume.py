@@ -37,6 +37,17 @@ class Resumable:
     form: AnswerForm | None = None
 
     @property
+    def is_over(self) -> bool:
+        """Whether the run has its answer. One that answered because a budget ended goes on where it now has more."""
+        ended = self.tape.ended
+        if ended is None or ended["status"] != "answered":
+            return False
+        reason, tape = ended["reason"], self.tape
+        now = self.policy.budget.model_dump().get(reason, 0)
+        had = {**tape.started["policy"].get("budget", {}), **tape.budget, "wall_s": tape.elapsed_s}
+        return bool(now <= had.get(reason, now))
+
+    @property
     def rest(self) -> Policy:
         """The policy for what is still to come: its wall time is what is left."""
         left = max(self.policy.budget.wall_s - self.tape.elapsed_s, 1.0)
@@ -66,12 +77,13 @@ class Resumable:
             policy = Policy.from_data(tape.started["policy"], source=str(path)).override(list(settings))
         except PolicyError as error:
             raise PolicyError(f"the run's policy, from its journal: {error}") from error
-        if policy.budget.wall_s <= tape.elapsed_s and not answered(tape):
+        found = cls(tape, policy, tape.started["query"], form_of(tape))
+        if policy.budget.wall_s <= tape.elapsed_s and not found.is_over:
             raise ConfigurationError(
                 f"the run has had its {policy.budget.wall_s:g} s: give it more with "
                 f"--set budget.wall_s={2 * policy.budget.wall_s:g}"
             )
-        return cls(tape, policy, tape.started["query"], form_of(tape))
+        return found
 
     def check(self, context: Context, tools: Collection[str] = ()) -> None:
         """Check that a context is the run's own, and that the tools it had are there.
@@ -89,11 +101,6 @@ class Resumable:
                 f"the context is another one: this is a {now.kind} of {now.characters:,} characters, and the run's was "
                 f"a {then['kind']} of {then['characters']:,}"
             )
-
-
-def answered(tape: Tape) -> bool:
-    """Whether a run has its answer, and needs no going on."""
-    return tape.ended is not None and tape.ended["status"] == "answered"
 
 
 def form_of(tape: Tape) -> AnswerForm | None:
