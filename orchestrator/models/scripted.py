@@ -216,7 +216,9 @@ class ScriptedModel:
 
     @classmethod
     def writing(cls, *cells: str, sub: Mapping[str, str] | None = None, name: str = "scripted") -> Self:
-        """Make a model that writes these cells, one a turn, as the root model of a rehearsal::
+        """Make a model that writes these cells, one a turn, as a root model does.
+
+        In use::
 
             rlm = RLM(ScriptedModel.writing("Final = llm_query(context)", sub={"capital of (.*)": "$1's capital"}))
 
@@ -228,7 +230,7 @@ class ScriptedModel:
         Raises:
             ConfigurationError: there is neither a cell nor a rule, or one of them is wrong.
         """
-        root = [{"reply": _fenced(cell) if isinstance(cell, str) else cell} for cell in cells]
+        root = [{"reply": _reply(cell)} for cell in cells]
         rules = [{"match": pattern, "reply": reply} for pattern, reply in (sub or {}).items()]
         return cls(tables.make({"name": name, "root": root, "sub": rules}, Script, "ScriptedModel", _NESTED))
 
@@ -274,8 +276,10 @@ class ScriptedModel:
             raise failure
 
 
-def _fenced(cell: str) -> str:
+def _reply(cell: object) -> object:
     """Return a reply that holds a cell, in a fence longer than any that the cell itself holds."""
+    if not isinstance(cell, str):
+        return cell  # which the table will tell of
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", cell)), default=0))
     return f"{fence}repl\n{textwrap.dedent(cell).strip()}\n{fence}\n"
 

@@ -211,7 +211,7 @@ async def test_one_that_a_budget_made_answer_goes_on_with_more_of_it_and_with_no
     tmp_path: Path,
 ) -> None:
     def run(*answers: str, turns: int = 2) -> RLM:
-        cells = [functools.partial(_hands_over, text) for text in answers]
+        cells: list[CellBody] = [functools.partial(_hands_over, text) for text in answers]
         policy = POLICY.override([f"budget.turns={turns}"])
         return RLM(FakeProvider("root"), policy=policy, journal=tmp_path, open_box=FakeBoxes([cells]).open)
 
@@ -230,9 +230,8 @@ async def test_one_that_a_budget_made_answer_goes_on_with_more_of_it_and_with_no
     assert report.ok, report.problems
 
 
-async def _hands_over(text: str, box: FakeBox) -> None:
-    if text:
-        await box.call("final", text)
+async def _hands_over(text: str, box: FakeBox) -> ExecutionResult | None:
+    return ExecutionResult("ok", stdout=await box.call("final", text)) if text else None
 
 
 async def differs(box: FakeBox) -> None:
