@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.interpreter import Sandbox
     from orchestrator.kernel.result import ExecutionResult
     from orchestrator.models.base import Message, Model, ModelReply, ModelRequest, Usage
+    from orchestrator.models.scripted import ScriptedModel
     from orchestrator.policy import Policy
     from orchestrator.pool import Pool
     from orchestrator.rlm.api import RLM
@@ -59,6 +60,7 @@ _HOMES = {
     "RunStream": "rlm.stream",
     "Sandbox": "interpreter",
     "SandboxError": "errors",
+    "ScriptedModel": "models.scripted",
     "ToolError": "tools",
     "Usage": "models.base",
     "load_context": "documents.load",
@@ -89,6 +91,7 @@ __all__ = [
     "RunStream",
     "Sandbox",
     "SandboxError",
+    "ScriptedModel",
     "ToolError",
     "Usage",
     "__version__",

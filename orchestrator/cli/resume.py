@@ -54,11 +54,11 @@ def handle(args: argparse.Namespace) -> int:
     """
     from orchestrator.cli.inputs import load_context
     from orchestrator.cli.runs import find
-    from orchestrator.rlm.resume import Resumable, answered, result_of
+    from orchestrator.rlm.resume import Resumable, result_of
 
     path = find(args.run, args.journal or journal_directory())
     found = Resumable.of(path, args.assignments)
-    if answered(found.tape):
+    if found.is_over:
         return run.report(args, result_of(found.tape), found.policy, interrupted=False)
     origin = found.tape.started.get("origin") or {}
     args.model = args.model or origin.get("model") or None

@@ -41,7 +41,12 @@ if TYPE_CHECKING:
     from orchestrator.rlm.result import Result
 
 
-_END = {"no_answer": "no answer", "limit": "a limit ended the run", "failed": "the run failed"}
+_END = {
+    "answered": "answered early, at a limit",
+    "no_answer": "no answer",
+    "limit": "a limit ended the run",
+    "failed": "the run failed",
+}
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -237,11 +242,12 @@ def report(args: argparse.Namespace, result: Result, policy: Policy, *, interrup
         what = "result" if result.answer is None else "answer"
         say(f"cannot write the {what}: {error}; it is in {result.journal}")
         return EXIT_NO_ANSWER
-    if result.status != "answered":
+    if result.status != "answered" or result.reason:
         code = EXIT_INTERRUPTED if interrupted else code if result.error is None else result.error.exit_code
         end = "interrupted" if interrupted else f"{_END[result.status]}: {result.reason}"
-        end += "; the answer is a partial one" if result.answer is not None else ""
-        more = more_of(result.reason, policy.budget.model_dump()) if result.status == "limit" else ""
+        end += "; the answer is a partial one" if result.answer is not None and result.status != "answered" else ""
+        is_limited = result.status in ("limit", "answered")
+        more = more_of(result.reason, policy.budget.model_dump()) if is_limited else ""
         if interrupted or more:
             end += f"; to go on: {PROG} journal resume {result.run} {more}".rstrip()
         say(end)

@@ -55,8 +55,9 @@ from __future__ import annotations
 import hashlib
 import re
 import string
+import textwrap
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -176,6 +177,9 @@ class Script(tables.Table):
         return self
 
 
+_NESTED: Mapping[str, type[tables.Table]] = {"root": RootReply, "sub": SubRule, "usage": ScriptedUsage}
+
+
 class ScriptedModel:
     """A model that answers from a script.
 
@@ -208,8 +212,27 @@ class ScriptedModel:
         Raises:
             ConfigurationError: a key or value in it is wrong.
         """
-        nested: dict[str, type[tables.Table]] = {"root": RootReply, "sub": SubRule, "usage": ScriptedUsage}
-        return cls(tables.parse(text, Script, source, nested), sleep=sleep)
+        return cls(tables.parse(text, Script, source, _NESTED), sleep=sleep)
+
+    @classmethod
+    def writing(cls, *cells: str, sub: Mapping[str, str] | None = None, name: str = "scripted") -> Self:
+        """Make a model that writes these cells, one a turn, as a root model does.
+
+        In use::
+
+            rlm = RLM(ScriptedModel.writing("Final = llm_query(context)", sub={"capital of (.*)": "$1's capital"}))
+
+        Args:
+            cells: Python source; what indents all of its lines is taken off.
+            sub: answers to sub-calls: the reply to a prompt in which the pattern is found, as of a ``[[sub]]`` rule.
+            name: its name in prices and journals.
+
+        Raises:
+            ConfigurationError: there is neither a cell nor a rule, or one of them is wrong.
+        """
+        root = [{"reply": _reply(cell)} for cell in cells]
+        rules = [{"match": pattern, "reply": reply} for pattern, reply in (sub or {}).items()]
+        return cls(tables.make({"name": name, "root": root, "sub": rules}, Script, "ScriptedModel", _NESTED))
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Answer, or fail, as the script says.
@@ -251,6 +274,14 @@ class ScriptedModel:
             await self._sleep(entry.delay_s)
         if failure is not None:
             raise failure
+
+
+def _reply(cell: object) -> object:
+    """Return a reply that holds a cell, in a fence longer than any that the cell itself holds."""
+    if not isinstance(cell, str):
+        return cell  # which the table will tell of
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", cell)), default=0))
+    return f"{fence}repl\n{textwrap.dedent(cell).strip()}\n{fence}\n"
 
 
 class _Template(string.Template):

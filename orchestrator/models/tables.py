@@ -50,9 +50,20 @@ def parse(text: str, kind: type[AnyTable], source: str, nested: Mapping[str, typ
         ConfigurationError: it is no TOML, or a key or value is wrong; the message names each.
     """
     try:
-        return kind.model_validate(tomllib.loads(text))
+        data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{source} is not valid TOML: {error}") from error
+    return make(data, kind, source, nested)
+
+
+def make(data: object, kind: type[AnyTable], source: str, nested: Mapping[str, type[Table]]) -> AnyTable:
+    """Validate what TOML could hold; as :func:`parse`.
+
+    Raises:
+        ConfigurationError: a key or value is wrong; the message names each.
+    """
+    try:
+        return kind.model_validate(data)
     except ValidationError as error:
         problems = (_explain(problem, kind, nested) for problem in error.errors())
         raise ConfigurationError(f"{source}: " + "; ".join(problems)) from error

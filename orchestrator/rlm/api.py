@@ -28,7 +28,7 @@ from orchestrator.rlm.form import AnswerForm
 from orchestrator.rlm.question import checked, new_run_id
 from orchestrator.rlm.recursion import Resuming, Run, Tree
 from orchestrator.rlm.result import Result
-from orchestrator.rlm.resume import Resumable, answered, result_of
+from orchestrator.rlm.resume import Resumable, result_of
 from orchestrator.rlm.saved import OnDivergence as SessionOnDivergence
 from orchestrator.rlm.saved import Saved
 from orchestrator.rlm.stream import RunStream, both, streamed
@@ -287,7 +287,8 @@ class RLM:
 
         Its policy, its question and the schema of its answer are those of its journal, which is continued; this
         object's models are asked for, and its tools called for, what is not in it. A call of a tool that was cut off
-        is made again. A run that was answered returns its answer.
+        is made again. A run that was answered returns its answer; one that answered because a budget ended goes on
+        where ``settings`` give it more of that.
 
         Args:
             journal: the file.
@@ -310,7 +311,7 @@ class RLM:
         run = await to_thread.run_sync(Resumable.of, Path(journal), settings)
         if run.tape.started.get("session"):
             raise ResumeError(f"{journal} is the journal of a session's question: RLM.resume_session takes it up")
-        if answered(run.tape):
+        if run.is_over:
             return result_of(run.tape)
         await to_thread.run_sync(run.check, context, self._tools)
         past = Resuming(run.tape, on_divergence)

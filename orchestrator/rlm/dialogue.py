@@ -213,7 +213,10 @@ class AsyncDialogue:
 
     async def _relive(self, tape: Tape, on_divergence: OnDivergence) -> bool:
         """Have the box as it was after a question; return whether it is."""
-        run = self._run(str(tape.started["query"]), recorded_policy(tape), tape.run, form_of(tape), self._tree)
+        policy = recorded_policy(tape)
+        budget = policy.budget.model_copy(update={**tape.budget, "wall_s": policy.budget.wall_s})
+        policy = policy.model_copy(update={"budget": budget})
+        run = self._run(str(tape.started["query"]), policy, tape.run, form_of(tape), self._tree)
         run.past = Resuming(tape)
         try:
             await run.relive()

@@ -37,6 +37,17 @@ class Resumable:
     form: AnswerForm | None = None
 
     @property
+    def is_over(self) -> bool:
+        """Whether the run has its answer. One that answered because a budget ended goes on where it now has more."""
+        ended = self.tape.ended
+        if ended is None or ended["status"] != "answered":
+            return False
+        reason, tape = ended["reason"], self.tape
+        now = self.policy.budget.model_dump().get(reason, 0)
+        had = {**tape.started["policy"].get("budget", {}), **tape.budget, "wall_s": tape.elapsed_s}
+        return bool(now <= had.get(reason, now))
+
+    @property
     def rest(self) -> Policy:
         """The policy for what is still to come: its wall time is what is left."""
         left = max(self.policy.budget.wall_s - self.tape.elapsed_s, 1.0)
@@ -61,13 +72,14 @@ class Resumable:
         if tape.parent is not None:
             raise ResumeError(f"{path} is the journal of a child run: resume its parent, {tape.parent}")
         not_redacted(tape)
-        policy = recorded_policy(tape, settings)
-        if policy.budget.wall_s <= tape.elapsed_s and not answered(tape):
+        found = cls(tape, recorded_policy(tape, settings), tape.started["query"], form_of(tape))
+        policy = found.policy
+        if policy.budget.wall_s <= tape.elapsed_s and not found.is_over:
             raise ConfigurationError(
                 f"the run has had its {policy.budget.wall_s:g} s: give it more with "
                 f"--set budget.wall_s={2 * policy.budget.wall_s:g}"
             )
-        return cls(tape, policy, tape.started["query"], form_of(tape))
+        return found
 
     def check(self, context: Context, tools: Collection[str] = ()) -> None:
         """Check that a context is the run's own, and that the tools it had are there.
@@ -109,11 +121,6 @@ def recorded_policy(tape: Tape, settings: Sequence[str] = ()) -> Policy:
         raise PolicyError(f"the run's policy, from its journal: {error}") from error
 
 
-def answered(tape: Tape) -> bool:
-    """Whether a run has its answer, and needs no going on."""
-    return tape.ended is not None and tape.ended["status"] == "answered"
-
-
 def form_of(tape: Tape) -> AnswerForm | None:
     """Return what the answer of a run must be."""
     schema = tape.started.get("schema")
@@ -139,5 +146,5 @@ def result_of(tape: Tape) -> Result:
         turns=ended["turns"],
         run=tape.run,
         journal_head=tape.head,
-        value=None if form is None or not answered(tape) else _value(form, ended["answer"]),
+        value=_value(form, ended["answer"]) if form and ended["status"] == "answered" else None,
     )

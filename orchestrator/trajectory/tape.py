@@ -129,6 +129,7 @@ class Tape:
         next_seq: seq of the next record.
         head: value of the journal's hash chain behind the last record; empty without one.
         elapsed_s: seconds the run had taken, over all its parts.
+        budget: what the whole run could spend when it last went on, by policy key; empty for one that never did.
         unplayed: what was paid for and is not played back: calls that were cut off, attempts that failed, last turns.
         last_call: the highest number of a sub-call.
         last_child: the highest number of a child run.
@@ -151,6 +152,7 @@ class Tape:
     next_seq: int = 0
     head: str = ""
     elapsed_s: float = 0.0
+    budget: dict[str, Any] = field(default_factory=dict)
     unplayed: Bill = field(default_factory=Bill)
     last_call: int = 0
     last_child: int = 0
@@ -226,6 +228,7 @@ class Tape:
                 self.unplayed += sum((_bill(item) for item in course if item.seq > record.fields["after"]), Bill())
                 course = [item for item in course if item.seq <= record.fields["after"]]
                 limited, self.ended = False, None
+                self.budget = record.fields["budget"]
             elif record.kind == "run_finished":
                 self.ended = record.fields
             elif record.kind == "limit_reached":

@@ -339,6 +339,11 @@ def test_run_with_json_prints_the_result_and_nothing_else(cli: Run, runs: FakeRu
             1,
             "no answer: 3 replies in a row held no code",
         ),
+        (
+            result("answered", "so far", "calls"),
+            0,
+            "answered early, at a limit: calls; to go on: rlm-sandbox journal resume r1 --set budget.calls=4000\n",
+        ),
         (result("limit", "partial", "calls"), 3, "a limit ended the run: calls; the answer is a partial one"),
         (
             result("limit", None, "wall_s"),

@@ -207,6 +207,33 @@ async def test_without_a_larger_budget_it_ends_at_the_same_limit(tmp_path: Path)
     assert resumed.usage["calls"] <= 8
 
 
+async def test_one_that_a_budget_made_answer_goes_on_with_more_of_it_and_with_no_more_gives_its_answer(
+    tmp_path: Path,
+) -> None:
+    def run(*answers: str, turns: int = 2) -> RLM:
+        cells: list[CellBody] = [functools.partial(_hands_over, text) for text in answers]
+        policy = POLICY.override([f"budget.turns={turns}"])
+        return RLM(FakeProvider("root"), policy=policy, journal=tmp_path, open_box=FakeBoxes([cells]).open)
+
+    first = await run("", "so far").acomplete(CONTEXT, QUERY)
+    assert (first.status, first.answer, first.reason) == ("answered", "so far", "turns")
+    for settings in ([], ["budget.calls=99"]):
+        again = await run().aresume(first.journal or "", CONTEXT, settings=settings)
+        assert (again.answer, again.turns) == ("so far", 2)
+    second = await run("", "", "further").aresume(first.journal or "", CONTEXT, settings=["budget.turns=3"])
+    assert (second.answer, second.reason) == ("further", "turns")
+    again = await run().aresume(first.journal or "", CONTEXT, settings=["budget.turns=3"])
+    assert again.answer == "further"
+    third = await run("", "", "", "all of it").aresume(first.journal or "", CONTEXT, settings=["budget.turns=9"])
+    assert (third.answer, third.reason) == ("all of it", "")
+    report = verify(first.journal or Path(), third.journal_head)
+    assert report.ok, report.problems
+
+
+async def _hands_over(text: str, box: FakeBox) -> ExecutionResult | None:
+    return ExecutionResult("ok", stdout=await box.call("final", text)) if text else None
+
+
 async def differs(box: FakeBox) -> None:
     await box.call("llm_query", "something else")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -19,6 +20,7 @@ from orchestrator.errors import (
 from orchestrator.models import scripted
 from orchestrator.models.base import Message, ModelRequest, Usage
 from orchestrator.models.scripted import ScriptedModel
+from orchestrator.rlm.parse import parse_reply
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +56,37 @@ async def test_the_first_rule_that_matches_answers_with_the_groups_filled_in() -
     assert await text_of(model, sub("the capital of France?")) == "France's capital costs $5"
     assert await text_of(model, sub("the capital of Peru!")) == "Peru's capital costs $5!"
     assert await text_of(model, sub("something")) == "something from something"
+
+
+async def test_a_model_of_cells_writes_one_a_turn_and_answers_sub_calls_by_pattern() -> None:
+    model = ScriptedModel.writing(
+        """
+        for each in context:
+            print(each)
+        """,
+        'Final = "```"',
+        sub={"capital of (\\w+)": "$1's capital", "": "I do not know"},
+        name="rehearsal",
+    )
+    blocks = [parse_reply(await text_of(model, ROOT)).blocks for _ in range(2)]
+    assert blocks == [("for each in context:\n    print(each)\n",), ('Final = "```"\n',)]
+    assert await text_of(model, sub("the capital of Peru?")) == "Peru's capital"
+    assert await text_of(model, sub("the weather?")) == "I do not know"
+    assert model.name == "rehearsal"
+
+
+@pytest.mark.parametrize(
+    ("cells", "rules", "told"),
+    [
+        ((), {}, "neither"),
+        ((7,), {}, "root 1.reply = 7"),
+        ((), {"(": "x"}, "not a regular expression"),
+        ((), {"a": "$1"}, "match has no group"),
+    ],
+)
+def test_what_cannot_be_a_script_of_cells_is_told(cells: Any, rules: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        ScriptedModel.writing(*cells, sub=rules)
 
 
 async def test_a_prompt_no_rule_matches_is_refused_and_shown_shortened() -> None:
