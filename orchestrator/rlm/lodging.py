@@ -20,6 +20,10 @@ from orchestrator.session import Box, OpenBox
 from orchestrator.transport.mux import refuse_everything
 from orchestrator.transport.rpc import RpcCall, RpcHandler, RpcReply
 
+# Whoever cannot see whether this process lives may sweep its box after this time, so it is longer than a person's day.
+# A pool lends no box for longer than its own runs last: a session has one made for it.
+LEASE_S = 86_400.0
+
 
 class Lodging:
     """Keeps the box. Made by :meth:`opened` alone; one question at a time has it.
@@ -120,7 +124,7 @@ class Lodging:
         started = False
         try:
             given = {"tools": tools} if tools else {}
-            async with self._open_box(policy, self.contexts[0], self._answer, **given) as box:
+            async with self._open_box(_leased(policy), self.contexts[0], self._answer, **given) as box:
                 started = True
                 task_status.started(box)
                 await leave.wait()
@@ -133,3 +137,9 @@ class Lodging:
 
     async def _answer(self, call: RpcCall) -> RpcReply:
         return await self._handler(call)
+
+
+def _leased(policy: Policy) -> Policy:
+    """Return the policy for a box that waits for questions as well; a question's time is held by its scope."""
+    budget = policy.budget.model_copy(update={"wall_s": max(policy.budget.wall_s, LEASE_S)})
+    return policy.model_copy(update={"budget": budget})

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
+from orchestrator.context import Context
 from orchestrator.errors import ConfigurationError, JournalError, ModelRequestError, ResumeError
 from orchestrator.events import Envelope
 from orchestrator.models.base import ModelReply, ModelRequest, Usage
@@ -26,6 +27,7 @@ from tests.unit.test_resume import FakeProvider, cell
 pytestmark = pytest.mark.anyio
 
 POLICY = Policy().override(["budget.calls=40"])
+CONTEXTS: list[Context] = ["the long text", ["more"]]
 
 
 def asks(prompt: str, answer: str) -> CellBody:
@@ -271,7 +273,7 @@ async def test_taken_up_again_it_goes_on_as_if_it_had_not_ended(tmp_path: Path) 
         assert (await session.ask("Third?", ["more"])).answer == "three: <c>"
     live = await whole(tmp_path / "b")
     assert [told(request) for request in again.requests] == [told(request) for request in live.requests[-2:]]
-    assert again.boxes.opened[0].contexts == ["the long text", ["more"]]
+    assert again.boxes.opened[0].contexts == CONTEXTS
 
 
 def told(request: ModelRequest) -> list[str]:
@@ -291,7 +293,7 @@ async def test_cut_off_after_any_event_it_goes_on_to_the_same_answers_and_asks_n
         again = Desk(folder, CELLS)
         kinds = [record.kind for path in again.journals for record in read(path)]
         answered = kinds.count("root_replied") + kinds.count("subcall_finished")
-        async with again.rlm.aresume_session(again.journals[0], ["the long text", ["more"]]) as session:
+        async with again.rlm.aresume_session(again.journals[0], CONTEXTS) as session:
             await three(session)
             assert [result.answer for result in session.results] == ["one: <a>", "two: <b>", "three: <c>"], number
         assert answered + len(again.served) == len(everything), number
@@ -339,7 +341,7 @@ class TestTakingUp:
         lines = last.read_bytes().splitlines(keepends=True)
         last.write_bytes(b"".join(lines[:4]))
         again = Desk(desk.folder, [*CELLS[:3], finals("other"), finals("one more")])
-        async with again.rlm.aresume_session(last, ["the long text", ["more"]]) as session:
+        async with again.rlm.aresume_session(last, CONTEXTS) as session:
             assert session.unfinished == "Third?"
             assert (await session.ask("Another?")).answer == "other"
             assert session.unfinished == ""
@@ -347,13 +349,13 @@ class TestTakingUp:
                 await session.finish()
         assert [path.stem[-2:] for path in again.journals] == ["-1", "-2", "-3", "-4"]
         once_more = Desk(desk.folder, [*CELLS[:3], finals("other"), finals("one more")])
-        async with once_more.rlm.aresume_session(last, ["the long text", ["more"]]) as session:
+        async with once_more.rlm.aresume_session(last, CONTEXTS) as session:
             assert [result.answer for result in session.results] == ["one: <a>", "two: <b>", "other"]
             assert (await session.ask("And?")).answer == "one more"
 
     async def test_a_cell_that_does_something_else_stops_it_or_costs_the_variables(self, desk: Desk) -> None:
         other = [prints, asks("x", "one"), *CELLS[2:]]
-        given = desk.journals[0], ["the long text", ["more"]]
+        given = desk.journals[0], CONTEXTS
         stopped = Desk(desk.folder, other)
         with pytest.raises(ResumeError, match=r"asked something that it did not ask then.*on_divergence='fresh'"):
             async with stopped.rlm.aresume_session(*given):
@@ -364,7 +366,7 @@ class TestTakingUp:
             assert (await session.ask("Fourth?")).answer == "4"
         assert "LOST" in fresh.requests[-1].messages[-1].text
         assert fresh.boxes.closed == 2
-        assert fresh.boxes.opened[1].contexts == ["the long text", ["more"]]
+        assert fresh.boxes.opened[1].contexts == CONTEXTS
 
     async def test_what_a_lost_box_saw_is_not_run_again(self, tmp_path: Path) -> None:
         entered = anyio.Event()
@@ -390,7 +392,7 @@ class TestTakingUp:
 
     async def test_settings_are_for_the_questions_to_come(self, desk: Desk) -> None:
         again = Desk(desk.folder, [*CELLS, prints, finals("4")])
-        given = desk.journals[0], ["the long text", ["more"]]
+        given = desk.journals[0], CONTEXTS
         async with again.rlm.aresume_session(*given, settings=["budget.turns=1"]) as session:
             assert (await session.ask("Fourth?")).reason == "turns"
 
@@ -403,7 +405,7 @@ class TestTakingUp:
             async with again.rlm.aresume_session(path, contexts, **given):
                 pytest.fail("it was taken up")
 
-        journal, both = desk.journals[0], ["the long text", ["more"]]
+        journal, both = desk.journals[0], CONTEXTS
         with pytest.raises(ResumeError, match=r"came with question 3, a list with the hash"):
             await take_up(journal, ["the long text"])
         with pytest.raises(ConfigurationError, match="give 'stop' or 'fresh'"):
@@ -437,7 +439,7 @@ class TestTakingUp:
         text = other.journals[1].read_text(encoding="utf-8").replace(old, identity)
         desk.journals[1].write_text(text, encoding="utf-8")
         with pytest.raises(JournalError, match="does not follow on the journal before it"):
-            async with desk.rlm.aresume_session(desk.journals[0], ["the long text", ["more"]]):
+            async with desk.rlm.aresume_session(desk.journals[0], CONTEXTS):
                 pytest.fail("it was taken up")
 
     async def test_a_redacted_session_cannot_be_taken_up(self, tmp_path: Path) -> None:
