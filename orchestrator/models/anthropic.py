@@ -195,7 +195,7 @@ def _open(key: str | None, token: str | None, url: str | None) -> AsyncAnthropic
             max_retries=0,
             timeout=timeout,
             # The SDK's own default client closes itself from __del__, in a task nobody waits for.
-            http_client=anthropic.DefaultAsyncHttpxClient(timeout=timeout),
+            http_client=anthropic.DefaultAsyncHttpxClient(timeout=timeout, verify=provider.trusted()),
         )
     except anthropic.AnthropicError as error:
         raise ConfigurationError(f"{_unusable_credentials(error)}; {_REMEDY}") from error

@@ -119,7 +119,7 @@ def _open(key: str | None, url: str | None) -> AsyncOpenAI:
         max_retries=0,
         timeout=timeout,
         # The SDK's own default client closes itself from __del__, in a task nobody waits for.
-        http_client=openai.DefaultAsyncHttpxClient(timeout=timeout),
+        http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, verify=provider.trusted()),
     )
 
 

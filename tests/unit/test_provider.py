@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import ssl
 import time
+from pathlib import Path
 
 import anyio
 import pytest
@@ -88,3 +90,17 @@ def test_a_client_serves_one_loop_and_is_made_anew_for_the_next() -> None:
     assert anyio.run(twice) == [made[1], made[1]]
     assert anyio.run(take) is None, "it belongs to a loop that is gone"
     assert anyio.run(twice) == [made[2], made[2]]
+
+
+def test_clients_share_what_they_trust_as_long_as_the_environment_says_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    shared = provider.trusted()
+    assert provider.trusted() is shared
+    assert shared.verify_mode is ssl.CERT_REQUIRED
+    assert shared.check_hostname
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    other = provider.trusted()
+    assert other is not shared
+    assert other.verify_mode is ssl.CERT_REQUIRED
