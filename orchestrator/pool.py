@@ -44,7 +44,6 @@ class _Slot:
         self.empty: Prepared | None = None
         self.taken = False
         self.done = anyio.Event()
-        self.closed = anyio.Event()
 
 
 class Pool:
@@ -120,7 +119,10 @@ class Pool:
     async def box(
         self, policy: Policy, context: Context, rpc: RpcHandler | None = None, *, tools: Sequence[str] = ()
     ) -> AsyncIterator[Sandbox]:
-        """Take a box, bring ``context`` into it, and destroy it when the block is left.
+        """Take a box, bring ``context`` into it, and have it destroyed when the block is left.
+
+        That takes the engine a tenth of a second, for which nobody waits but the end of the pool's own block: the
+        stream to the box, and all that runs in it, ends at once.
 
         A policy that asks for another kind of box than the pool's gets a fresh one of its own, as does whoever comes
         when none is ready or on its way.
@@ -146,9 +148,8 @@ class Pool:
                 self._refill()
             yield Sandbox.of(slot.empty, policy, self._engine, time.monotonic() - began)
         finally:
+            slot.empty.give_up()
             slot.done.set()
-            with anyio.CancelScope(shield=True):
-                await slot.closed.wait()
 
     async def _take(self) -> _Slot | None:
         while True:
@@ -202,7 +203,6 @@ class Pool:
             self._retry_at, self._failure = time.monotonic() + RETRY_S, error
         finally:
             self._slots.remove(slot)
-            slot.closed.set()
             self._notify()
             if not made:
                 task_status.started()

@@ -108,6 +108,11 @@ class Prepared:
             filling.start_soon(_send_context, self.mux, context, self._wanted.policy.limits.memory_mb, tools)
             await self.client.handshake()
 
+    def give_up(self) -> None:
+        """Let nothing more of it reach anybody, nor anything reach it: its run is over, and it is about to be ended."""
+        self._desk.handler = refuse_everything
+        self.client.closed("")
+
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
         try:

@@ -13,7 +13,13 @@ import pytest
 
 from orchestrator import pool as pools
 from orchestrator import prepared
-from orchestrator.errors import ConfigurationError, ContextError, HardeningError
+from orchestrator.errors import (
+    ConfigurationError,
+    ContextError,
+    EngineUnavailableError,
+    HardeningError,
+    SandboxGoneError,
+)
 from orchestrator.pool import Pool
 from orchestrator.sandbox.engine import Engine
 from tests.support.live import POLICY, TIMEOUT, left_behind, value
@@ -75,6 +81,24 @@ async def test_another_kind_of_box_is_made_for_whoever_asks_for_one(engine: Engi
             assert pool.ready == 0
 
 
+async def over(pool: Pool, slot: object) -> None:
+    while slot in pool._slots:
+        await pool._changed.wait()
+
+
+async def test_leaving_the_block_of_one_waits_for_its_code_to_be_cut_off_and_not_for_the_engine(engine: Engine) -> None:
+    async with filled(engine) as pool:
+        async with pool.box(POLICY, "x") as box:
+            (slot,) = (slot for slot in pool._slots if slot.taken)
+        assert slot in pool._slots
+        with pytest.raises(SandboxGoneError):
+            await box.execute("1")
+        with anyio.fail_after(TIMEOUT):
+            await over(pool, slot)
+        with pytest.raises(EngineUnavailableError, match="No such container"):
+            engine.inspect(box.info.container)
+
+
 async def test_a_box_that_died_while_it_waited_is_not_given_to_anyone(engine: Engine) -> None:
     async with filled(engine) as pool:
         (slot,) = pool._slots
@@ -82,7 +106,7 @@ async def test_a_box_that_died_while_it_waited_is_not_given_to_anyone(engine: En
         dead = slot.empty.container
         await slot.empty._box.stream.aclose()
         with anyio.fail_after(TIMEOUT):
-            await slot.closed.wait()
+            await over(pool, slot)
         async with pool.box(POLICY, "x") as box:
             assert box.info.container != dead
 
@@ -99,7 +123,7 @@ async def test_a_box_that_waited_too_long_makes_way_for_a_fresh_one(
             while not pool._slots or pool._slots[0] is old:
                 await pool._changed.wait()
             (young,) = pool._slots
-            await young.closed.wait()
+            await over(pool, young)
 
 
 async def test_a_run_that_is_cancelled_takes_its_box_with_it_and_no_other(engine: Engine) -> None:
