@@ -13,6 +13,8 @@ import os
 import struct
 from typing import Any
 
+from sandbox_image.descriptors import write_all
+
 TRAILER = struct.Struct(">QQ")  # bytes of the texts, bytes of their layout
 _STEP = 1 << 20
 
@@ -95,6 +97,4 @@ class ContextFile:
         if self._digest is not None:
             self._digest.update(data)
         self._size += len(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._write, view) :]
+        write_all(self._write, data)

@@ -8,7 +8,6 @@ pid_namespaces(7)). The end of its stdin, which is the host's connection, is the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -23,7 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from sandbox_image import attest, seccomp, wire
 from sandbox_image.context_file import ContextFile
-from sandbox_image.descriptors import CONTEXT_FD, RPC_FD
+from sandbox_image.descriptors import CONTEXT_FD, RPC_FD, widen, write_all
 from sandbox_image.gate import CellGate, pack
 from sandbox_image.line import Line
 from sandbox_image.processes import empty, end_others, freeze, kill_everyone, thaw
@@ -96,7 +95,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until end of input."""
-        _widen(0)
+        widen(0, READ_SIZE)
         self._spawn()
         threading.Thread(target=self._reap, daemon=True).start()
         facts = {"protocol": wire.PROTOCOL_VERSION, **attest.gather(), "interpreter": self._interpreter()}
@@ -446,7 +445,7 @@ class Supervisor:
     # Bytes ----------------------------------------------------------------------------------------------------------
 
     def _send(self, kind: Kind, payload: bytes) -> None:
-        _write_all(1, wire.encode(kind, payload))
+        write_all(1, wire.encode(kind, payload))
 
     def _answer(self, fragment: bytes) -> None:
         """Pass a fragment on, unless its message was begun for a kernel that is gone or not ready to make calls."""
@@ -463,18 +462,6 @@ class Supervisor:
     def _poll_line(self) -> None:
         events = self._zmq.POLLOUT if self._line.has_more else 0
         self._poller.register(self._line.fileno(), events | (self._zmq.POLLIN if self._line.may_call else 0))
-
-
-def _widen(pipe: int) -> None:
-    # One wake-up for a megabyte instead of sixteen; fcntl(2), F_SETPIPE_SZ. A stream that is no pipe stays as it is.
-    with suppress(OSError):
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, READ_SIZE)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from orchestrator.pool import Pool
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcReply
 from tests.support.live import POLICY, TIMEOUT, box, value
+from tests.support.policies import otherwise_under_gvisor
 from tests.support.weakened import weakened_box, with_supervisor
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -168,6 +169,7 @@ threading.Thread(target=end).start()
             assert "exit code 4" in result.detail
             assert (await opened.execute("1")).state_lost is False
 
+    @otherwise_under_gvisor("memory that is used up ends the whole box")
     async def test_a_kernel_that_held_too_much_beside_it_is_replaced_by_one_that_does_not(self, engine: Engine) -> None:
         memory = POLICY.limits.memory_mb
         async with box(engine, context="one") as opened:
