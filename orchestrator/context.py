@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from orchestrator.errors import ContextError
 
@@ -143,24 +143,66 @@ def pieces(context: Context, sizes: list[int]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
-def lazy_most(context: Context, memory_mb: int) -> int | None:
+class Taken(NamedTuple):
+    """What contexts take of a box.
+
+    Attributes:
+        file: bytes of their file: the texts as UTF-8, and how they are laid out.
+        memory: bytes of memory for the texts in that file, and for a ``str`` of each where one is made.
+    """
+
+    file: int = 0
+    memory: int = 0
+
+
+def lazy_most(context: Context, memory_mb: int, beside: int = 0) -> int | None:
     """Return how many bytes of the context may become a ``str`` in one step, or None when all of it does, once.
 
     A box keeps the context's file in its memory, and a ``str`` of each text beside it: one byte a character, or two or
     four for all of a text in which one needs them. Where both together take more than half of ``limits.memory_mb``, no
     ``str`` is made, and ``context`` is read from the file as it is asked for (:mod:`sandbox_image.lazy`); then the
     largest text that is made into a ``str`` at a time has an eighth, and takes half of the memory at worst.
+
+    Args:
+        context: the one in question.
+        memory_mb: ``limits.memory_mb``.
+        beside: bytes that earlier contexts of the box take already (:func:`memory_taken`).
     """
     memory = memory_mb << 20
-    characters = held = 0
-    for text in texts(context):
-        characters += len(text)
-        held += sys.getsizeof(text)
+    half = memory // 2 - beside
+    held = _held(context)
     # UTF-8 takes at most four bytes a character: of most contexts, nothing more has to be known.
-    if held + characters * 4 <= memory // 2:
+    if held + 4 * sum(map(len, texts(context))) <= half:
         return None
-    size = sum(len(piece) for text in texts(context) for piece in ((text,) if text.isascii() else encode(text)))
-    return memory // 8 if held + size > memory // 2 else None
+    return memory // 8 if held + _size(context) > half else None
+
+
+def memory_taken(earlier: Iterable[Context], memory_mb: int) -> int:
+    """Return the bytes of memory that the contexts of a box take, which came to it in this order.
+
+    Args:
+        earlier: the contexts.
+        memory_mb: ``limits.memory_mb``.
+    """
+    taken = 0
+    for context in earlier:
+        most = lazy_most(context, memory_mb, taken)
+        taken += _size(context) + (_held(context) if most is None else 0)
+    return taken
+
+
+def _held(context: Context) -> int:
+    return sum(map(sys.getsizeof, texts(context)))
+
+
+def _size(context: Context) -> int:
+    return sum(len(piece) for text in texts(context) for piece in ((text,) if text.isascii() else encode(text)))
+
+
+def taken(context: Context, sizes: list[int], layout_bytes: int, *, lazy: bool) -> Taken:
+    """Return what a context takes that was sent: ``sizes`` are those of its texts in bytes."""
+    size = sum(sizes)
+    return Taken(size + layout_bytes, size + (0 if lazy else _held(context)))
 
 
 def layout_bytes(context: Context) -> int:

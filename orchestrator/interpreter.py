@@ -14,17 +14,19 @@ import anyio
 from anyio import to_thread
 
 from orchestrator import context as contexts
-from orchestrator.context import Context
+from orchestrator.context import Context, Taken
 from orchestrator.errors import (
     ConfigurationError,
     ContextError,
     EngineUnavailableError,
+    SandboxGoneError,
+    SandboxStartError,
     ungrouped,
 )
 from orchestrator.kernel.client import KernelClient, preload
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
-from orchestrator.prepared import Prepared, prepared
+from orchestrator.prepared import Prepared, prepared, send_context
 from orchestrator.sandbox import hardening
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.mux import Mux, refuse_everything
@@ -35,6 +37,7 @@ MIB = 1 << 20
 AUTOPSY_S = 2
 # What supervisor and kernel take before they hold anything, and room for a cell to work in.
 _KERNEL_MB = 96
+_NOTHING = Taken()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,14 @@ class Sandbox:
     """
 
     def __init__(
-        self, client: KernelClient, mux: Mux, policy: Policy, info: BoxInfo, engine: Engine | None = None
+        self,
+        client: KernelClient,
+        mux: Mux,
+        policy: Policy,
+        info: BoxInfo,
+        engine: Engine | None = None,
+        *,
+        taken: Taken = _NOTHING,
     ) -> None:
         """Wrap what :meth:`open` has put together."""
         self._client = client
@@ -74,6 +84,7 @@ class Sandbox:
         self._busy = anyio.Lock()
         self._cells = 0
         self._engine = engine
+        self._taken = taken
         self.info = info
 
     @classmethod
@@ -92,7 +103,8 @@ class Sandbox:
         Args:
             policy: what the box may use: a Policy, the name of a shipped one, or the path of a TOML file; the default
                 profile if None.
-            context: a text, or a list or dict of texts. Lone surrogates, which UTF-8 cannot carry, become ``?``.
+            context: a text, or a list or dict of texts. Lone surrogates, which UTF-8 cannot carry, become ``?``. A box
+                that is to have several is opened with the first, and given the others (:meth:`give`).
             rpc: answers the calls of the code in the box; without it every call is refused. It is a coroutine function
                 that takes an RpcCall and returns an RpcReply, or raises RpcRefusal, which is the ``QueryRefused`` of
                 the calling code; for anything else it raises, that reads ``handler_failed``, and the host's log tells
@@ -147,7 +159,57 @@ class Sandbox:
         """Return a box that has its context; whoever prepared it destroys it."""
         report = filled.report
         info = BoxInfo(filled.container, filled.image, filled.runtime, report.controls, opened_s, report.kernel)
-        return cls(filled.client, filled.mux, policy, info, engine)
+        return cls(filled.client, filled.mux, policy, info, engine, taken=filled.taken)
+
+    async def give(self, context: Context) -> None:
+        """Bring one more context into the running box: ``context`` there from now on, and the last of ``contexts``.
+
+        ``contexts`` is the list of all the contexts that were given, oldest first; it is made with the second one.
+        All other variables stay but ``Final``, which answered what was asked before. A kernel that is started later,
+        because this one died, has all contexts again. Waits for a cell that runs, and is none: calls of the code in
+        the box are refused meanwhile. Cancelling this destroys the box, which has a part of the context then.
+
+        Args:
+            context: as of :meth:`open`.
+
+        Raises:
+            ContextError: it is of a wrong type, or too large together with those that are there
+                (``limits.context_mb``, ``limits.memory_mb``). Nothing was sent, and the box is as it was.
+            SandboxGoneError: the box is dead.
+            SandboxStartError: it was not taken in within ``limits.start_timeout_s``; the box is given up.
+        """
+        contexts.check(context)
+        limits = self._policy.limits
+        async with self._busy:
+            if self.gone:
+                raise self._gone("the box is gone")
+            _check_size(context, self._policy, self._taken)
+            deadline = anyio.current_time() + limits.start_timeout_s
+            took = await self._sent_whole(context)
+            self._taken = Taken(self._taken.file + took.file, self._taken.memory + took.memory)
+            try:
+                await self._client.load(max(deadline - anyio.current_time(), 0))
+            finally:
+                self._mux.cancel_calls()
+
+    async def _sent_whole(self, context: Context) -> Taken:
+        """Send a context. A part of one would make nonsense of what follows, so the box is given up instead."""
+        limits = self._policy.limits
+        try:
+            with anyio.fail_after(limits.start_timeout_s):
+                return await send_context(self._mux, context, limits.memory_mb, beside=self._taken.memory)
+        except TimeoutError:
+            self._client.give_up("it did not take a context")
+            raise SandboxStartError(f"the box did not take the context within {limits.start_timeout_s:g} s") from None
+        except SandboxGoneError as error:
+            with anyio.move_on_after(AUTOPSY_S):
+                await self._client.ended()  # why is among the last that is read from it
+            gone = self._gone(str(error))
+            self._client.give_up("a context was not sent whole")
+            raise gone from error
+        except BaseException:
+            self._client.give_up("a context was not sent whole")
+            raise
 
     async def execute(
         self, code: str, timeout: float | None = None, stop: anyio.Event | None = None
@@ -198,6 +260,10 @@ class Sandbox:
         detail = "the box ended: its memory was used up"
         return replace(result, status="oom", detail=detail) if oom else result
 
+    def _gone(self, what: str) -> SandboxGoneError:
+        why = self._client.violation
+        return SandboxGoneError(f"{what}: {why}" if why else what)
+
     @property
     def cells(self) -> int:
         """Cells that were run so far."""
@@ -225,24 +291,25 @@ def check_context(context: Context | None, policy: Policy) -> None:
         _check_size(contexts.check(context), policy)
 
 
-def _check_size(context: Context, policy: Policy) -> None:
+def _check_size(context: Context, policy: Policy, before: Taken = _NOTHING) -> None:
     # UTF-8 has at least one byte a character and at most four: most contexts need no exact count.
-    limit = policy.limits.context_mb * MIB
+    limit = policy.limits.context_mb * MIB - before.file
     characters = sum(map(len, contexts.texts(context)))
     layout = contexts.layout_bytes(context)
     size = characters + layout
-    room = (policy.limits.memory_mb - _KERNEL_MB) * MIB
+    room = (policy.limits.memory_mb - _KERNEL_MB) * MIB - before.memory
+    beside = f" beside the {before.file:,} bytes of earlier ones" if before.file else ""
     if characters * 4 + layout > min(limit, room):
         size = layout + sum(len(piece) for text in contexts.texts(context) for piece in contexts.encode(text))
     if room < size <= limit:
         raise ContextError(
             f"the context has {size:,} bytes, which the box holds in its memory, and limits.memory_mb = "
-            f"{policy.limits.memory_mb} leaves {room:,} for it"
+            f"{policy.limits.memory_mb} leaves {max(room, 0):,} for it{beside}"
         )
     if size > limit:
         raise ContextError(
             f"the context has {size:,} bytes and the policy allows limits.context_mb = {policy.limits.context_mb} "
-            f"({limit:,} bytes)"
+            f"({policy.limits.context_mb * MIB:,} bytes){beside}"
         )
 
 

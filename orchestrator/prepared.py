@@ -17,7 +17,7 @@ import anyio.lowlevel
 from anyio import to_thread
 
 from orchestrator import context as contexts
-from orchestrator.context import Context
+from orchestrator.context import Context, Taken
 from orchestrator.errors import HardeningError, ImageError, SandboxGoneError, SandboxStartError, ungrouped
 from orchestrator.kernel.client import KernelClient
 from orchestrator.policy import Policy
@@ -44,6 +44,7 @@ class Prepared:
         report: what was found of its controls.
         client: to its kernel.
         mux: to its supervisor.
+        taken: what its context takes, once it is filled.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Prepared:
         self.report = attestation.Report({}, [])
         self.client = client
         self.mux = mux
+        self.taken = Taken()
         self._box = container
         self._wanted = wanted
         self._desk = desk
@@ -101,11 +103,15 @@ class Prepared:
         Raises:
             SandboxStartError: the box ended first, or was not ready in time.
         """
+
+        async def send() -> None:
+            self.taken = await send_context(self.mux, context, self._wanted.policy.limits.memory_mb, tools)
+
         self._desk.handler = rpc
         if waited:
             self._ready_by = anyio.current_time() + self._start_timeout_s
         async with self._in_time(), anyio.create_task_group() as filling:
-            filling.start_soon(_send_context, self.mux, context, self._wanted.policy.limits.memory_mb, tools)
+            filling.start_soon(send)
             await self.client.handshake()
 
     def give_up(self) -> None:
@@ -229,17 +235,33 @@ def _verified(record: dict[str, Any], facts: dict[str, Any], wanted: hardening.W
     return report
 
 
-async def _send_context(mux: Mux, context: Context | None, memory_mb: int, tools: Sequence[str] = ()) -> None:
-    """Stream the context into a box of so much memory; one piece of it is encoded at a time."""
+async def send_context(
+    mux: Mux, context: Context | None, memory_mb: int, tools: Sequence[str] = (), beside: int = 0
+) -> Taken:
+    """Stream a context into a box; one piece of it is encoded at a time.
+
+    Args:
+        mux: to the box.
+        context: what is sent; None for a box without one.
+        memory_mb: ``limits.memory_mb`` of the box.
+        tools: names of functions that are to be there.
+        beside: bytes of that memory which earlier contexts take.
+
+    Returns:
+        What it takes of the box.
+
+    Raises:
+        SandboxGoneError: the box ended meanwhile.
+    """
     try:
         if context is None and not tools:
             await mux.send(Kind.CONTEXT_END, b"null")
-            return
+            return Taken()
         sizes: list[int] = []
         for piece in () if context is None else contexts.pieces(context, sizes):
             await mux.send(Kind.CONTEXT, piece)
         facts = {"kind": "none"} if context is None else contexts.layout(context, sizes)
-        most = None if context is None else contexts.lazy_most(context, memory_mb)
+        most = None if context is None else contexts.lazy_most(context, memory_mb, beside)
         facts |= {} if most is None else {"lazy": most}
         layout = json.dumps(facts | {"tools": list(tools)} if tools else facts).encode()
         for start in range(0, len(layout), wire.CHUNK):
@@ -247,3 +269,4 @@ async def _send_context(mux: Mux, context: Context | None, memory_mb: int, tools
         await mux.send(Kind.CONTEXT_END, str(len(layout)).encode())
     except anyio.BrokenResourceError as error:
         raise SandboxGoneError("the box ended while the context was being sent") from error
+    return contexts.taken(context or "", sizes, len(layout), lazy=most is not None)

@@ -47,7 +47,12 @@ class Box(Protocol):
         """Run one cell, until ``stop`` is set; cells are numbered from 1 in the order of these calls."""
 
     async def give(self, context: Context) -> None:
-        """Bring a further context into it."""
+        """Bring one more context into it: ``context`` from now on, and the last of ``contexts``, which has them all.
+
+        Raises:
+            ContextError: it is none, or too large with those that are there; the box is as it was.
+            SandboxError: the box is dead, or was given up because it did not take the context.
+        """
 
 
 KEPT = "kept"

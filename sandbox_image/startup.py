@@ -12,7 +12,6 @@ import asyncio
 import errno
 import gc
 import json
-import mmap
 import os
 import signal
 import socket
@@ -25,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from itertools import accumulate
 from threading import Thread
 from typing import Any
 from weakref import WeakValueDictionary
@@ -42,6 +40,7 @@ from traitlets.config import Config
 
 from sandbox_image import wire
 from sandbox_image.calls import Connection
+from sandbox_image.contexts import Contexts
 from sandbox_image.descriptors import CONTEXT_FD, RPC_FD
 from sandbox_image.gate import cut
 from sandbox_image.guest_api import GuestApi
@@ -176,6 +175,7 @@ class BoxKernel(IPythonKernel):
     """The kernel; after each cell it hands over ``Final``, before the reply that ends the cell."""
 
     guest_api: GuestApi | None = None
+    contexts: Contexts | None = None
     shell_class = Type(BoxShell)
     streams: tuple[Any, Any] = (None, None)
     _wakeable = False
@@ -208,6 +208,12 @@ class BoxKernel(IPythonKernel):
             self._wakeable = True
             asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, lambda: None)
         _reap()
+        if self.contexts is not None:
+            try:
+                self.contexts.load_new()
+            except Exception as error:  # noqa: BLE001 - a cell may have made anything of the file or of its contexts
+                name, told = type(error).__name__, cut(str(error), BoxShell.output_limit)
+                return {"status": "error", "ename": name, "evalue": told, "traceback": [], "payload": []}
         if self.guest_api is not None:
             self.guest_api.begin_cell()
         reply: dict[str, Any] = await super().do_execute(*args, **kwargs)
@@ -342,52 +348,6 @@ def configuration(endpoint: str) -> Config:
     return config
 
 
-def load_context(layout_size: int) -> tuple[dict[str, Any], list[str]]:
-    """Return the prompt from its file, as the variable it becomes, and the names of the host's functions.
-
-    The file is mapped, not read: decoding makes the only copy. Where the layout says ``lazy``, there is no copy at all
-    (:mod:`sandbox_image.lazy`).
-
-    Args:
-        layout_size: bytes at the file's end that say how those before them are laid out.
-    """
-    size = os.fstat(CONTEXT_FD).st_size
-    lazy = _load_lazily(size, layout_size)
-    with mmap.mmap(CONTEXT_FD, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-        layout = json.loads(bytes(view[size - layout_size :]))
-        tools = layout.get("tools", [])
-        if lazy is not None:
-            return {"context": lazy}, tools
-        texts, start = [], 0
-        for length in layout.get("sizes", (size - layout_size,)):
-            texts.append(str(view[start : start + length], "utf-8"))
-            start += length
-    match layout["kind"]:
-        case "none":
-            return {}, tools
-        case "text":
-            return {"context": texts[0]}, tools
-        case "list":
-            return {"context": texts}, tools
-    return {"context": dict(zip(layout["names"], texts, strict=True))}, tools
-
-
-def _load_lazily(size: int, layout_size: int) -> Any:
-    """Return what reads the prompt from its file, if the host says so; else None."""
-    mapped = mmap.mmap(CONTEXT_FD, size, prot=mmap.PROT_READ)
-    layout = json.loads(mapped[size - layout_size :])
-    if "lazy" not in layout:
-        mapped.close()
-        return None
-    from sandbox_image.lazy import LazyDict, LazyList, LazyText
-
-    if layout["kind"] == "text":
-        return LazyText(mapped, 0, size - layout_size, layout["lazy"])
-    ends = list(accumulate(layout["sizes"]))
-    documents = LazyList(mapped, list(zip([0, *ends], ends, strict=False)), layout["lazy"])
-    return documents if layout["kind"] == "list" else LazyDict(layout["names"], documents)
-
-
 def main() -> None:
     """Serve one kernel until it is killed."""
     endpoint, settings = sys.argv[1], json.loads(sys.argv[2])
@@ -413,9 +373,8 @@ def main() -> None:
     app.kernel.shell.run_cell("pass", silent=True)
     sock.sendall(wire.encode(Kind.READY))
     namespace = app.kernel.shell.user_ns
-    layout_size = _receive_layout_size(sock, settings["frame"])
-    context, tools = ({}, []) if layout_size is None else load_context(layout_size)
-    namespace.update(context)
+    contexts = app.kernel.contexts = Contexts(CONTEXT_FD, namespace)
+    tools = contexts.load(_receive_end(sock, settings["frame"]))
     api = GuestApi(Connection(sock, settings["frame"], settings["message"], settings["window"]), namespace)
     given = api.names() | api.tools(tools)
     namespace.update(given)
@@ -437,12 +396,11 @@ def _say_why(event: str, _arguments: tuple[Any, ...]) -> None:
         )
 
 
-def _receive_layout_size(sock: socket.socket, max_frame: int) -> int | None:
+def _receive_end(sock: socket.socket, max_frame: int) -> int:
     decoder = wire.Decoder(max_frame, frozenset((Kind.CONTEXT_END,)))
     while data := sock.recv(1 << 16):
         for frame in decoder.feed(data):
-            size: int | None = json.loads(frame.payload)
-            return size
+            return int(frame.payload)
     raise SystemExit(1)
 
 

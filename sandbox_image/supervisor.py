@@ -8,7 +8,6 @@ pid_namespaces(7)). The end of its stdin, which is the host's connection, is the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -17,12 +16,13 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 
 from sandbox_image import attest, seccomp, wire
-from sandbox_image.descriptors import CONTEXT_FD, RPC_FD
+from sandbox_image.context_file import ContextFile
+from sandbox_image.descriptors import CONTEXT_FD, RPC_FD, widen, write_all
 from sandbox_image.gate import CellGate, pack
 from sandbox_image.line import Line
 from sandbox_image.processes import empty, end_others, freeze, kill_everyone, thaw
@@ -77,8 +77,6 @@ class Supervisor:
             frozenset((Kind.CONTEXT, Kind.CONTEXT_END, Kind.INTERRUPT, Kind.RESTART, Kind.KERNEL, Kind.RPC)),
         )
         self._gate = CellGate(settings["output"])
-        self._context_layout: bytes | None = None
-        self._context_changed = 0
         self._filtered = bool(seccomp.rules(subprocesses=settings["subprocesses"], freeze=settings["freeze"]))
         self._refusals = b""
         self._frozen = self._ready = False
@@ -93,15 +91,11 @@ class Supervisor:
         self._children = threading.Event()
         self._held_reply: tuple[bytes, float] | None = None
         os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)  # noqa: PTH103
-        path = f"{RUN_DIR}/context"
-        self._context_write = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-        self._context_read = os.open(path, os.O_RDONLY)
-        # Without a name it cannot be replaced; every kernel is given its own read-only descriptor.
-        os.unlink(path)  # noqa: PTH108
+        self._contexts = ContextFile(f"{RUN_DIR}/context")
 
     def run(self) -> None:
         """Serve until end of input."""
-        _widen(0)
+        widen(0, READ_SIZE)
         self._spawn()
         threading.Thread(target=self._reap, daemon=True).start()
         facts = {"protocol": wire.PROTOCOL_VERSION, **attest.gather(), "interpreter": self._interpreter()}
@@ -149,12 +143,8 @@ class Supervisor:
         if not data:
             os._exit(0)  # the host is gone; with PID 1 goes every process of the box
         for frame in self._from_host.feed(data):
-            if frame.kind is Kind.CONTEXT:
-                _write_all(self._context_write, frame.payload)
-            elif frame.kind is Kind.CONTEXT_END:
-                self._context_layout = frame.payload
-                self._context_changed = os.fstat(self._context_read).st_ctime_ns
-                self._configure()
+            if frame.kind in (Kind.CONTEXT, Kind.CONTEXT_END):
+                self._take_context(frame)
             elif frame.kind is Kind.KERNEL:
                 self._to_kernel(frame.payload)
             elif frame.kind is Kind.RPC:
@@ -165,6 +155,13 @@ class Supervisor:
                     self._signal(signal.SIGKILL)
                 elif not self._frozen:  # else it came too late for its cell, and would meet the next one
                     self._signal(signal.SIGINT)
+
+    def _take_context(self, frame: wire.Frame) -> None:
+        if frame.kind is Kind.CONTEXT_END:
+            self._contexts.finish(json.loads(frame.payload))
+            self._configure()
+        elif not self._contexts.append(frame.payload):
+            self._fail("context_changed")
 
     def _is_meant(self, order: bytes) -> bool:
         """Whether an order to end something is for the kernel that is there, and not for one that ended meanwhile."""
@@ -258,7 +255,7 @@ class Supervisor:
         }
         program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "confine.py")  # noqa: PTH100, PTH118, PTH120
         null = os.open(os.devnull, os.O_RDWR)
-        os.lseek(self._context_read, 0, os.SEEK_SET)
+        os.lseek(self._contexts.descriptor, 0, os.SEEK_SET)
         self._kernel = os.posix_spawn(
             sys.executable,
             [sys.executable, "-I", "-B", program, self._endpoint(), json.dumps(self._settings)],
@@ -269,7 +266,7 @@ class Supervisor:
                 (os.POSIX_SPAWN_DUP2, null, 1),
                 (os.POSIX_SPAWN_DUP2, null, 2),
                 (os.POSIX_SPAWN_DUP2, self._line.theirs.fileno(), RPC_FD),
-                (os.POSIX_SPAWN_DUP2, self._context_read, CONTEXT_FD),
+                (os.POSIX_SPAWN_DUP2, self._contexts.descriptor, CONTEXT_FD),
             ],
             setsid=True,
         )
@@ -289,9 +286,11 @@ class Supervisor:
         return f"{RUN_DIR}/k{self._generation}"
 
     def _configure(self) -> None:
-        if self._loaded and self._context_layout is not None and not self._configured:
+        """Tell a fresh kernel how far to read the contexts; what comes later it finds there before its next cell."""
+        end = self._contexts.end
+        if self._loaded and end is not None and not self._configured:
             self._configured = True
-            self._to_line(wire.encode(Kind.CONTEXT_END, self._context_layout))
+            self._to_line(wire.encode(Kind.CONTEXT_END, b"%d" % end))
 
     def _from_kernel(self) -> None:
         frames = self._line.receive()
@@ -430,21 +429,23 @@ class Supervisor:
     def _renew(self) -> None:
         self._failed_starts += 1
         if self._failed_starts > MAX_FAILED_STARTS:
-            self._send(Kind.FAULT, b'{"fault":"no_start"}')
-            os._exit(1)
-        if self._context_layout is not None and os.fstat(self._context_read).st_ctime_ns != self._context_changed:
-            # Its owner can make it writable. No cell may pass off another context as the one the host sent.
-            self._send(Kind.FAULT, b'{"fault":"context_changed"}')
-            os._exit(1)
+            self._fail("no_start")
+        if not self._contexts.is_intact():
+            self._fail("context_changed")
         for folder in (SCRATCH, "/dev/shm", RUN_DIR):  # noqa: S108
             empty(folder)
         self._spawn()
         self._poll_line()
 
+    def _fail(self, fault: str) -> NoReturn:
+        """End the box, and say why."""
+        self._send(Kind.FAULT, json.dumps({"fault": fault}, separators=(",", ":")).encode())
+        os._exit(1)
+
     # Bytes ----------------------------------------------------------------------------------------------------------
 
     def _send(self, kind: Kind, payload: bytes) -> None:
-        _write_all(1, wire.encode(kind, payload))
+        write_all(1, wire.encode(kind, payload))
 
     def _answer(self, fragment: bytes) -> None:
         """Pass a fragment on, unless its message was begun for a kernel that is gone or not ready to make calls."""
@@ -461,18 +462,6 @@ class Supervisor:
     def _poll_line(self) -> None:
         events = self._zmq.POLLOUT if self._line.has_more else 0
         self._poller.register(self._line.fileno(), events | (self._zmq.POLLIN if self._line.may_call else 0))
-
-
-def _widen(pipe: int) -> None:
-    # One wake-up for a megabyte instead of sixteen; fcntl(2), F_SETPIPE_SZ. A stream that is no pipe stays as it is.
-    with suppress(OSError):
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, READ_SIZE)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 if __name__ == "__main__":

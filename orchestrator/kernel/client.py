@@ -105,7 +105,7 @@ class KernelClient:
         try:
             self._take(frame)
         except wire.WireError as error:
-            self._give_up(str(error))
+            self.give_up(str(error))
         self._wake()
 
     def closed(self, violation: str) -> None:
@@ -119,6 +119,11 @@ class KernelClient:
         """Whether the box can run no further cell."""
         return self._closed or bool(self._violation)
 
+    @property
+    def violation(self) -> str:
+        """Why the box is at its end: what it did wrong, or why it was given up; empty if for neither."""
+        return self._violation
+
     async def ended(self) -> None:
         """Wait until the box can run no further cell."""
         while not self.gone:
@@ -129,7 +134,8 @@ class KernelClient:
         while not self._violation:
             await self._changed.wait()
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
+        """Have no further cell run in the box, and the box ended."""
         self._violation = self._violation or why
         self._wake()
 
@@ -285,7 +291,7 @@ class KernelClient:
                 end = await self._run(code, timeout_s, stop)
         except anyio.get_cancelled_exc_class():
             # Nobody is left to climb the ladder: what runs in the box now is unknown, so it serves no further cell.
-            self._give_up("a cell was abandoned")
+            self.give_up("a cell was abandoned")
             raise
         finally:
             self._fold, self._message_id = None, ""
@@ -297,6 +303,31 @@ class KernelClient:
             elapsed_s=time.monotonic() - started,
         )
 
+    async def load(self, timeout_s: float) -> None:
+        """Have the kernel load what was sent to it besides, as it does before a cell: here before one without code.
+
+        If the kernel dies of that, or died before, the fresh one loads all there is; the next cell tells of it.
+
+        Args:
+            timeout_s: seconds until the box is given up.
+
+        Raises:
+            SandboxGoneError: the box is dead.
+            SandboxStartError: it was not loaded in time, or could not be.
+        """
+        deadline = anyio.current_time() + timeout_s
+        result = await self.execute("", timeout_s, timeout_s)
+        self._lost_between = result.detail if result.state_lost else ""
+        if result.status in ("died", "oom") and not self.gone:
+            left = max(deadline - anyio.current_time(), 0)
+            await self._kernel_within(left, left)
+        elif self.gone and not result.ladder:
+            raise SandboxGoneError(f"the box ended while it loaded the context{self._because()}")
+        elif result.status != "ok":
+            self.give_up("it did not load a context")
+            told = result.detail or (result.error.value if result.error else result.status)
+            raise SandboxStartError(f"the context was not loaded: {told}")
+
     async def _kernel_within(self, timeout_s: float, start_timeout_s: float) -> bool:
         """Wait for the kernel; return whether it came, and raise if by ``start_timeout_s`` it should have."""
         try:
@@ -305,7 +336,7 @@ class KernelClient:
         except (TimeoutError, SandboxStartError) as error:
             if isinstance(error, TimeoutError) and timeout_s < start_timeout_s:
                 return False
-            self._give_up("no fresh kernel came up")
+            self.give_up("no fresh kernel came up")
             raise SandboxGoneError(f"no fresh kernel came up{self._because()}") from error
         return True
 
@@ -322,7 +353,7 @@ class KernelClient:
         with anyio.CancelScope(deadline=deadline + SEND_GRACE_S) as sending:
             await self._sent(self._request("execute_request", content))
         if sending.cancelled_caught:
-            self._give_up("it did not take the code of a cell")
+            self.give_up("it did not take the code of a cell")
             return _End("timeout", f"it did not take the code: {_TOLD['destroy']}", ladder=("destroy",))
         with anyio.CancelScope(deadline=deadline):
             while not self._over and not self._flooded and not (stop and stop.is_set()):
@@ -380,7 +411,7 @@ class KernelClient:
             outcome = self._outcome()
             status = outcome.status if outcome.status in ("oom", "protocol_error") else why
             return _End(status, f"{reason}: {_told(climbed)}", not self._replied, tuple(climbed))
-        self._give_up("it did not end its kernel")
+        self.give_up("it did not end its kernel")
         climbed.append("destroy")
         return _End(why, f"{reason}: {_told(climbed)}", ladder=tuple(climbed))
 

@@ -99,7 +99,7 @@ _STARTING = (
     ("supervisor up (HELLO awaited)", KernelClient, "hello"),
     ("engine: inspect", Engine, "inspect"),
     ("views compared with the policy", attestation, "verify"),
-    ("context sent", prepared, "_send_context"),
+    ("context sent", prepared, "send_context"),
     ("kernel ready, holds the context", KernelClient, "_until_ready"),
     ("kernel_info answered", KernelClient, "handshake"),
 )

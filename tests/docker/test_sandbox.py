@@ -236,7 +236,7 @@ class TestContext:
     async def test_made_into_a_str_the_same_context_ends_the_box(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(contexts, "lazy_most", lambda _context, _memory_mb: None)
+        monkeypatch.setattr(contexts, "lazy_most", lambda *_: None)
         with pytest.raises(SandboxStartError):
             async with box(engine, context=TOO_WIDE):
                 pass

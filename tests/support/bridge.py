@@ -116,7 +116,7 @@ async def bridge(
         async with prepared._served(stand_in, policy, rpc) as (client, mux):
             with anyio.fail_after(START_S):
                 async with anyio.create_task_group() as starting:
-                    starting.start_soon(prepared._send_context, mux, context, policy.limits.memory_mb)
+                    starting.start_soon(prepared.send_context, mux, context, policy.limits.memory_mb)
                     await client.hello()
                 await client.handshake()
             yield client, mux

@@ -53,7 +53,7 @@ async def weakened_box(policy: Policy, weaken: Weaken) -> AsyncIterator[Sandbox]
         ):
             with anyio.fail_after(policy.limits.start_timeout_s):
                 async with anyio.create_task_group() as starting:
-                    starting.start_soon(prepared._send_context, mux, None, policy.limits.memory_mb)
+                    starting.start_soon(prepared.send_context, mux, None, policy.limits.memory_mb)
                     facts = await client.hello()
                 await client.handshake()
             info = BoxInfo(

@@ -33,6 +33,7 @@ from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.rlm.result import Result
 from orchestrator.trajectory.journal import JournalWriter
+from sandbox_image.wire import PROTOCOL_VERSION
 from tests.support.cli import HOSTILE, FakeBox, FakeEngine, Run, Stdin, one_complaint, write
 from tests.support.runs import a_run, replied, started
 
@@ -219,7 +220,7 @@ def test_version_names_package_and_protocol(cli: Run) -> None:
     code, out, err = cli("--version")
     assert (code, err) == (0, "")
     assert out.startswith("rlm-sandbox ")
-    assert out.endswith("(protocol 2)\n")
+    assert out.endswith(f"(protocol {PROTOCOL_VERSION})\n")
 
 
 def test_the_help_says_what_the_defaults_are(cli: Run) -> None:

@@ -94,7 +94,7 @@ class TestTravel:
 
 
 def rebuilt(layout: dict[str, Any], data: bytes) -> contexts.Context:
-    """As sandbox_image/startup.py does it, which only runs with an IPython at hand."""
+    """As sandbox_image/contexts.py does it with a file."""
     if layout["kind"] == "text":
         return data.decode()
     texts, start = [], 0

@@ -33,7 +33,8 @@ def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: list[signal.Sig
     found._refusals, found._confined, found._loaded = SAID, False, False
     monkeypatch.setattr(found, "_signal", sent.append)
     yield found
-    for descriptor in (found._context_read, found._context_write, found._exits_read, found._exits_write):
+    found._contexts.close()
+    for descriptor in (found._exits_read, found._exits_write):
         os.close(descriptor)
 
 
