@@ -166,7 +166,7 @@ def lazy_most(context: Context, memory_mb: int, beside: int = 0) -> int | None:
     Args:
         context: the one in question.
         memory_mb: ``limits.memory_mb``.
-        beside: bytes that earlier contexts of the box take already (:func:`memory_taken`).
+        beside: bytes of memory that earlier contexts of the box take already.
     """
     memory = memory_mb << 20
     half = memory // 2 - beside
@@ -177,18 +177,23 @@ def lazy_most(context: Context, memory_mb: int, beside: int = 0) -> int | None:
     return memory // 8 if held + _size(context) > half else None
 
 
-def memory_taken(earlier: Iterable[Context], memory_mb: int) -> int:
-    """Return the bytes of memory that the contexts of a box take, which came to it in this order.
+def lazies(given: Iterable[Context], memory_mb: int) -> list[int | None]:
+    """Return what :func:`lazy_most` says of each context of a box, which came to it in this order."""
+    found: list[int | None] = []
+    beside, last = 0, None
+    for context in given:
+        if last is not None:
+            beside += expected(last, memory_mb, beside).memory
+        found.append(lazy_most(context, memory_mb, beside))
+        last = context
+    return found
 
-    Args:
-        earlier: the contexts.
-        memory_mb: ``limits.memory_mb``.
-    """
-    taken = 0
-    for context in earlier:
-        most = lazy_most(context, memory_mb, taken)
-        taken += _size(context) + (_held(context) if most is None else 0)
-    return taken
+
+def expected(context: Context, memory_mb: int, beside: int) -> Taken:
+    """Return what a context will take, as far as it is known before it is sent; arguments as of :func:`lazy_most`."""
+    size = _size(context)
+    lazy = lazy_most(context, memory_mb, beside) is not None
+    return Taken(size + layout_bytes(context), size + (0 if lazy else _held(context)))
 
 
 def _held(context: Context) -> int:

@@ -291,6 +291,22 @@ def check_context(context: Context | None, policy: Policy) -> None:
         _check_size(contexts.check(context), policy)
 
 
+def room_for(context: Context, policy: Policy, before: Taken) -> Taken:
+    """Return what all contexts of a box take with one more.
+
+    Args:
+        context: a further one.
+        policy: of the box.
+        before: what those that are there take.
+
+    Raises:
+        ContextError: it is of a wrong type, or the policy has no room for it.
+    """
+    _check_size(contexts.check(context), policy, before)
+    more = contexts.expected(context, policy.limits.memory_mb, before.memory)
+    return Taken(before.file + more.file, before.memory + more.memory)
+
+
 def _check_size(context: Context, policy: Policy, before: Taken = _NOTHING) -> None:
     # UTF-8 has at least one byte a character and at most four: most contexts need no exact count.
     limit = policy.limits.context_mb * MIB - before.file

@@ -16,9 +16,10 @@ import anyio
 from anyio import to_thread
 from anyio.from_thread import BlockingPortal
 
-from orchestrator.context import Context, ContextInfo, check, describe
-from orchestrator.errors import ConfigurationError, ContextError, JournalError, ResumeError
+from orchestrator.context import Context, ContextInfo, Taken, describe
+from orchestrator.errors import ConfigurationError, JournalError, ResumeError
 from orchestrator.events import Sink
+from orchestrator.interpreter import room_for
 from orchestrator.ledger import Scope
 from orchestrator.policy import Policy
 from orchestrator.rlm.form import AnswerForm
@@ -54,6 +55,7 @@ class AsyncDialogue:
         self._origin = origin
         self._history = History()
         self._infos: list[ContextInfo] = []
+        self._taken = Taken()
         self._asked = 0
         self._head = ""
         self._cut_off: Tape | None = None
@@ -150,7 +152,6 @@ class AsyncDialogue:
         async with self._one:
             if self._broken is not None:
                 raise self._broken
-            new = context is not None
             if context is not None:
                 await self._take(context)
             elif not self._infos:
@@ -160,16 +161,12 @@ class AsyncDialogue:
             tree = self._tree if sink is None else replace(self._tree, sink=both(self._tree.sink, sink))
             run = self._run(query, self.policy, f"{self.id}-{self._asked}", form, tree)
             run.origin = {**self._origin, **(origin or {})}
-            try:
-                return await self._carry_out(run, stop)
-            except ContextError:
-                if new:
-                    self._infos.pop()
-                    self._lodging.contexts.pop()
-                raise
+            return await self._carry_out(run, stop)
 
     async def _take(self, context: Context) -> None:
-        self._infos.append(await to_thread.run_sync(describe, check(context)))
+        # Before anything is recorded of the question: with a context that the box cannot take, it was never asked.
+        self._taken = await to_thread.run_sync(room_for, context, self.policy, self._taken)
+        self._infos.append(await to_thread.run_sync(describe, context))
         self._lodging.contexts.append(context)
 
     def _run(self, query: str, policy: Policy, identity: str, form: AnswerForm | None, tree: Tree) -> Run:

@@ -107,7 +107,7 @@ class Earlier:
 
     Attributes:
         question: which question it is, from 1.
-        contexts: facts of the contexts before the last one, oldest first.
+        contexts: facts of the contexts before the last one, oldest first, and whether it is read from its file.
         kept: whether the variables are still there.
         status: how the question before ended.
         answer: what it had, or None.
@@ -115,7 +115,7 @@ class Earlier:
     """
 
     question: int
-    contexts: Sequence[ContextInfo] = ()
+    contexts: Sequence[tuple[ContextInfo, bool]] = ()
     kept: bool = True
     status: Status = "answered"
     answer: str | None = None
@@ -215,11 +215,12 @@ def first(
     )
 
 
-def _others(contexts: Sequence[ContextInfo]) -> str:
+def _others(contexts: Sequence[tuple[ContextInfo, bool]]) -> str:
     first = max(len(contexts) - CONTEXTS_TOLD, 0)
     lines = [f"- `contexts[0]` to `contexts[{first - 1}]` are not told of here"] if first else []
-    for number, info in enumerate(contexts[first:], first):
+    for number, (info, lazy) in enumerate(contexts[first:], first):
         form = info.kind if info.kind == "text" else f"{info.kind} of {counted(info.documents, 'document')}"
+        form += ", read from its file piece by piece" if lazy else ""
         begins = json_text(info.prefix[:_CONTEXT_CHARS])
         lines.append(f"- `contexts[{number}]`: {form}, {info.characters:,} characters, begins: {begins}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from orchestrator.context import Context, ContextInfo, describe, lazy_most
+from orchestrator.context import Context, ContextInfo, describe, lazies
 from orchestrator.errors import (
     ContextError,
     JournalError,
@@ -228,14 +228,15 @@ class Run:
             return await self._answer_directly(recorder, check)
         async with self._session(recorder, Children(self, recorder), check) as self._cells:
             limits, wall_s = self.policy.limits, self.policy.budget.wall_s
+            *before, most = lazies(self._contexts, limits.memory_mb)
             earlier = None
             if self.sitting is not None:
-                earlier = await self.sitting.begin(self._cells, limits.cell_timeout_s)
+                earlier = await self.sitting.begin(self._cells, limits.cell_timeout_s, before)
             left = self.scope.remaining()
             tag = hashlib.sha256((place.get("id") or self.id).encode()).hexdigest()[:8]
-            most = lazy_most(self.context, limits.memory_mb)
             first = prompt.first(self.query, info, left, tag=tag, lazy_most=most, schema=self._schema, earlier=earlier)
-            system = prompt.system(self.policy, levels=int(left["depth"]), lazy_most=most, tools=self._tools)
+            lazy = next((each for each in (most, *before) if each is not None), None)
+            system = prompt.system(self.policy, levels=int(left["depth"]), lazy_most=lazy, tools=self._tools)
             conversation = self._converse(recorder, system, first)
             self._loop = Loop(conversation, self._cells, self.scope, limits, wall_s, recorder, tag, check)
             return await self._loop.run()
@@ -339,6 +340,10 @@ class Run:
         """Whether the context is so short that the model simply reads it; a session is about its box."""
         short = info.characters < self.policy.models.direct_below_chars
         return short and self.sitting is None and not self._tools
+
+    @property
+    def _contexts(self) -> list[Context]:
+        return [self.context] if self.sitting is None else self.sitting.lodging.contexts
 
     @property
     def _tools(self) -> Toolbox:

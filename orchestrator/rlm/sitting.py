@@ -54,8 +54,13 @@ class Sitting:
             "contexts": [{"kind": info.kind, "sha256": info.sha256} for info in self.contexts],
         }
 
-    async def begin(self, cells: Session, timeout: float) -> Earlier | None:
+    async def begin(self, cells: Session, timeout: float, lazy: Sequence[int | None]) -> Earlier | None:
         """Clear away what the question before left for its end; return what this one is told of those before.
+
+        Args:
+            cells: of the box.
+            timeout: seconds for that.
+            lazy: of the earlier contexts, as of :func:`orchestrator.context.lazies`.
 
         Raises:
             JournalError: that cannot be recorded.
@@ -67,4 +72,5 @@ class Sitting:
         last = self.last
         if last is None:
             return None
-        return Earlier(self.question, self.contexts[:-1], kept, last.status, last.answer, last.reason)
+        older = [(info, most is not None) for info, most in zip(self.contexts[:-1], lazy, strict=True)]
+        return Earlier(self.question, older, kept, last.status, last.answer, last.reason)
