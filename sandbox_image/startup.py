@@ -17,18 +17,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from threading import Thread
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
@@ -44,84 +41,13 @@ from sandbox_image.contexts import Contexts
 from sandbox_image.descriptors import CONTEXT_FD, RPC_FD
 from sandbox_image.gate import cut
 from sandbox_image.guest_api import GuestApi
+from sandbox_image.streams import BoxIOPubThread
 from sandbox_image.wire import Kind
 
 # What Python itself reports before it starts a process (the table of audit events in its documentation).
 PROCESS_EVENTS = frozenset(
     ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen")
 )
-# Messages that wait for the thread that publishes them; who has more to say waits for it.
-MAX_WAITING = 1000
-
-
-class BoxIOPubThread(IOPubThread):
-    """Publishes for all threads, woken up as any event loop is.
-
-    ipykernel gives each thread that prints a ZeroMQ socket for that, which stays for some seconds after the thread: a
-    few hundred threads that print, one after the other, use up all descriptors; and its own such socket can fill up
-    while it is the one that should empty it, which is then for ever.
-    """
-
-    def schedule(self, f: Callable[..., Any]) -> None:
-        """Have ``f`` called by the publishing thread, after all that was scheduled before."""
-        if not self.thread.is_alive() or threading.get_ident() == self.thread.ident:
-            f()
-            return
-        while len(self._events) >= MAX_WAITING:
-            time.sleep(0.001)
-        self._events.append(f)
-        self.io_loop.add_callback(self._handle_event, None)
-
-
-class BoxStream(OutStream):
-    """stdout and stderr, in pieces that fit the gate: what is printed at once, or in a moment, may be 100 MB."""
-
-    PIECE = 1 << 18
-    _held = 0
-    _line = ""
-
-    def write(self, string: str) -> int:
-        """Write ``string``; lone surrogates, which no JSON can carry, become question marks."""
-        if not isinstance(string, str):
-            raise TypeError(f"write() argument must be str, not {type(string).__name__}")
-        if os.getpid() != self._master_pid:
-            self._line += string
-            if "\n" in string:
-                self.flush()
-            return len(string)
-        if not string.isascii():
-            string = string.encode("utf-8", "replace").decode()
-        if len(string) <= self.PIECE:
-            super().write(string)
-            self._held += len(string)
-            if self._held > self.PIECE:
-                self._held = 0
-                self.flush()
-            return len(string)
-        for start in range(0, len(string), self.PIECE):
-            super().write(string[start : start + self.PIECE])
-            self.flush()
-        return len(string)
-
-    def flush(self) -> None:
-        """Publish what is buffered.
-
-        ipykernel asks for it several times a cell, and each time waits for the thread that publishes. Where nothing is
-        buffered there is nothing to wait for: the same thread sends "idle", which cannot overtake what came before.
-        """
-        if os.getpid() == self._master_pid:
-            if self._buffers:
-                super().flush()
-            return
-        # A fork has no thread that publishes; what it writes to the descriptor is read by the one of its parent.
-        data, self._line = self._line.encode("utf-8", "replace"), ""
-        with suppress(OSError):  # the cell may have closed it
-            while data:
-                data = data[os.write(self._original_stdstream_fd, data) :]
-
-    def close(self) -> None:
-        """Stay open: a cell that closes its output must not silence all later ones."""
-        self.flush()
 
 
 class BoxFormatter(DisplayFormatter):
@@ -143,11 +69,29 @@ class BoxPublisher(ZMQDisplayPublisher):
             super().publish(plain, {}, update=kwargs.get("update", False))
 
 
+class _Forgetful(dict[Any, list[Any]]):
+    """Takes a list of outputs for any cell, and keeps none."""
+
+    def __missing__(self, _cell: Any) -> list[Any]:
+        return []
+
+
 class BoxShell(ZMQInteractiveShell):
     """The shell, with tracebacks and results cut before they are serialised."""
 
     output_limit = 1 << 18
     display_pub_class = Type(BoxPublisher)
+
+    def init_history(self) -> None:
+        """Keep no history of outputs: IPython holds whatever was ever printed, for a notebook that nobody saves."""
+        super().init_history()
+        if self.history_manager is not None:
+            self.history_manager.outputs = _Forgetful()
+
+    @contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:  # noqa: ARG002 - as the overridden method has it
+        """Print as ever; what this would copy is for that history."""
+        yield
 
     def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
         text = "\n".join(stb)
@@ -291,7 +235,7 @@ class BoxApp(IPKernelApp):
     """ipykernel without what a box has no use for: connection file, heartbeat, GUI, pdb, start-up files, profile."""
 
     kernel_class = BoxKernel
-    outstream_class = f"{__name__}.BoxStream"
+    outstream_class = "sandbox_image.streams.BoxStream"
 
     def init_connection_file(self) -> None:
         """No file: the supervisor chose the endpoint."""

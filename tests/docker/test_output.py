@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
 from typing import Self
 
@@ -46,6 +47,19 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+
+
+async def test_what_was_printed_or_shown_takes_no_memory_of_the_box_afterwards(engine: Engine) -> None:
+    code = """
+        def used():
+            with open("/proc/self/status") as file:
+                return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmRSS"))
+        before = used()
+        for _ in range(1000): print("x" * 100_000); display("y" * 100_000)
+    """
+    async with box(engine, "limits.output_kb=4096") as opened:
+        assert (await opened.execute(textwrap.dedent(code))).ok
+        assert await value(opened, "used() - before") < 64  # MiB, of 200
 
 
 class TestFloods:
