@@ -56,8 +56,12 @@ class Children:
                 result = await self._carry_out(run, call, past)
             finally:
                 run.scope.close()
+                run.let_go()
         if result.error is not None:
-            raise result.error
+            try:
+                raise result.error
+            finally:
+                del result  # which its error's traceback would hold, through this frame, and with it the text
         if result.status != "answered" or result.answer is None:
             raise _refusal(result)
         return result.answer

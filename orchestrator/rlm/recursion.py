@@ -163,6 +163,15 @@ class Run:
         resuming = None if past is None or self.past is None else Resuming(past, self.past.on_divergence)
         return Run(self.tree, scope, policy, call.context, call.query, identity, self.id, self.places, resuming)
 
+    def let_go(self) -> None:
+        """Forget what may be large, once the result was taken.
+
+        A run and what it consists of hold one another until they are collected; its text, and the error that it ended
+        with, whose traceback holds the text of the call that asked for it, need not wait for that.
+        """
+        self.context = ""
+        self._end = _INTERRUPTED
+
     async def _outcome(self, recorder: Recorder, info: ContextInfo, stop: anyio.Event | None, began: float) -> Outcome:
         """Carry the run out and record its end, however it comes."""
         outcome = _INTERRUPTED
