@@ -23,8 +23,8 @@ _EXACT = (
     "unpriced_calls",
 )
 _NANO = 10**9
-# Exchanges with the root model of which no event tells, because they failed or were broken off: the one that ended the
-# run, and the one for its last word. Of each at most its last attempt is in no ``retry_scheduled``.
+# Exchanges with the root model of which no event of revision 0 tells, because they failed or were broken off: the one
+# that ended the run, and the one for its last word. Of each at most its last attempt is in no ``retry_scheduled``.
 _UNTOLD = 2
 _NAME_CHARS = 80
 
@@ -46,6 +46,8 @@ class Books:
         self._root_model = ""
         self._models: dict[int, str] = {}
         self._limited = False
+        self._tells_all = False
+        self._retried = 0  # attempts at the turn that is under way that are counted already
 
     def add(self, record: Record) -> None:
         """Add one event of the run.
@@ -57,11 +59,12 @@ class Books:
         match record.kind:
             case "run_started":
                 self._depth, self._root_model = int(said["depth"]), str(said["root_model"])
+                self._tells_all = int(said.get("revision", 0)) > 0
             case "child_started":
                 self.children += 1
             case "limit_reached":
                 self._limited = True
-            case "run_finished" if self._limited or said["status"] in ("limit", "failed"):
+            case "run_finished" if not self._tells_all and (self._limited or said["status"] in ("limit", "failed")):
                 self._row(self._root_model)["untold"] += _UNTOLD
             case kind if kind in _UNCOUNTABLE:
                 self.countable = False
@@ -73,7 +76,12 @@ class Books:
             case "root_replied":
                 row = self._row(self._root_model)
                 row.update(calls=1, turns=1)
+                self._retried = 0
                 _add_reply(row, said)
+            case "root_failed":
+                if said["attempts"]:
+                    self._row(self._root_model).update(calls=said["attempts"] - self._retried, turns=1)
+                self._retried = 0
             case "subcall_started":
                 self._models[said["call"]] = str(said["model"])
             case "subcall_finished" if said.get("memo_of") is None:
@@ -84,6 +92,7 @@ class Books:
                 self._row(self._models[said["call"]])["calls"] += said["attempts"]
             case "retry_scheduled" if said["purpose"] == "root":
                 self._row(self._root_model)["calls"] += 1
+                self._retried += 1
             case "estimate_charged":
                 row = self._row(self._root_model if said["call"] is None else self._models[said["call"]])
                 row.update(tokens=said["tokens"], estimated_tokens=said["tokens"], estimated_calls=said["attempts"])
@@ -113,6 +122,17 @@ class Books:
                 where = f"at depth {name}" if column == 0 else f"by {one_line(name, _NAME_CHARS)}"
                 rows = [row for key, row in self._rows.items() if str(key[column]) == name]
                 yield from _compared(where, names, rows, told.get(name, {}))
+        yield from self._by_both(names, usage.get("by_depth_and_model"))
+
+    def _by_both(self, names: frozenset[str], told: Iterable[Mapping[str, Any]] | None) -> Iterator[str]:
+        if told is None:
+            return  # as in older journals
+        its = {(row["depth"], str(row["model"])): row for row in told}
+        mine = {key for key, row in self._rows.items() if +row and key[1]}
+        for depth, model in sorted(mine | its.keys()):
+            where = f"by {one_line(model, _NAME_CHARS)} at depth {depth}"
+            row = self._rows.get((depth, model), Counter())
+            yield from _compared(where, names, [row], its.get((depth, model), {}))
 
     def _row(self, model: str) -> Counter[str]:
         return self._rows.setdefault((self._depth, model), Counter())

@@ -327,4 +327,4 @@ def _bill(record: Record) -> Bill:
         names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
         tokens = sum(int(usage.get(name, 0)) for name in names)
         return Bill(int(said.get("attempts", 1)), tokens, said["cost_usd"] or 0.0)
-    return Bill(calls=int(said["attempts"])) if record.kind == "subcall_failed" else Bill()
+    return Bill(calls=int(said["attempts"])) if record.kind in ("root_failed", "subcall_failed") else Bill()

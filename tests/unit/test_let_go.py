@@ -152,7 +152,6 @@ class Forgetful(FakeBoxes):
     async def open(self, policy: Policy, context: Context, rpc: RpcHandler) -> AsyncIterator[FakeBox]:
         async with super().open(policy, context, rpc) as box:
             yield box
-            self.opened.remove(box)
         box.context = ""
         box.contexts.clear()
 
