@@ -317,11 +317,13 @@ class Resumed(Event):
         after: seq of the last record that its course follows. What stands between that and this one was paid for, and
             counts for nothing else.
         budget: what the whole run may spend now, its parts together, by policy key.
+        revision: :data:`REVISION` of the writer: since 1, ``usage`` of the run's end holds all that was ever paid for.
     """
 
     kind: ClassVar[str] = "resumed"
     after: int
     budget: dict[str, Any]
+    revision: int = REVISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,12 +450,14 @@ class Past:
         text: the reply.
         stop_reason: why it ended.
         usage: its bill, as plain data.
+        cost_usd: what it cost then; None for a model that had no price.
     """
 
     code: str = ""
     text: str = ""
     stop_reason: str = ""
     usage: dict[str, Any] = field(default_factory=dict)
+    cost_usd: float | None = None
 
 
 @dataclass(slots=True)
