@@ -196,7 +196,7 @@ def test_of_a_run_from_before_they_were_told_up_to_two_are_allowed(tmp_path: Pat
     assert "the run's end tells of 1 calls in all, the events of 0" in problems(verify(journal_of(result)))[0]
 
 
-@pytest.mark.parametrize("name", ["first", "chained", "redacted"])
+@pytest.mark.parametrize("name", ["first", "chained", "redacted", "revised"])
 def test_every_version_that_was_ever_written_stays_readable(name: str) -> None:
     path = GOLDEN / f"journal-1-{name}.jsonl"
     # JSON makes one character of a pair of surrogates: on both sides.
