@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from orchestrator.errors import LimitExceededError
@@ -168,6 +168,21 @@ class Bill:
         return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """What was spent at an earlier time.
+
+    Attributes:
+        amount: how much.
+        bill: of what its tokens consisted.
+        depth: of the run that spent it.
+    """
+
+    amount: Amount
+    bill: Bill
+    depth: int
+
+
 _FROM_AMOUNT = ("calls", "tokens", "cost_nano", "turns", "bytes_in", "bytes_out", "tool_calls")
 _amount_told = operator.attrgetter(*_FROM_AMOUNT)
 OVERBILLED = "overbilled"
@@ -317,6 +332,12 @@ class Path:
         # What a provider bills can turn out higher than was held for it; nothing else can.
         if own.latched is None and (actual.tokens > held.tokens or actual.cost_nano > held.cost_nano):
             own.latched = OVERBILLED
+
+    def owe(self, paid: Paid) -> None:
+        """Book what was spent before, at its own depth, whether there is as much left or not."""
+        for account, share in self._shares(paid.amount):
+            account.reserved += share
+        replace(self, depth=paid.depth).settle(paid.amount, paid.amount, paid.bill)
 
     def _shares(self, amount: Amount) -> Iterator[tuple[Account, Amount]]:
         """Yield each account with what it is charged of ``amount``: turns stay with the run that takes them."""

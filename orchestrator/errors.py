@@ -27,8 +27,7 @@ Code that a model wrote and that fails is none of these: it is an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -173,23 +172,41 @@ class ResumeError(JournalError):
     """A run cannot go on where its journal ends: it does something else this time, or its context is another."""
 
 
-@contextmanager
-def ungrouped() -> Iterator[list[BaseException]]:
+class ungrouped:  # noqa: N801 - used as contextlib's own
     """Let the first exception of a group leave alone: a task group inside must not change what a caller catches.
 
-    Yields:
-        A list; a group put into it leaves whole, because it is a caller's own and not that of a task group inside.
+    Entered it gives a list; a group put into it leaves whole, because it is a caller's own and not that of a task group
+    inside.
+
+    It is no generator, and forgets what it saw: frames in the traceback of what leaves would otherwise hold that very
+    exception, and all other frames with it, with texts of many megabytes, until they are collected.
     """
-    whole: list[BaseException] = []
-    try:
-        yield whole
-    except BaseExceptionGroup as group:
-        leaf: BaseException = group
-        while isinstance(leaf, BaseExceptionGroup) and not any(leaf is kept for kept in whole):
-            leaf = leaf.exceptions[0]
-        context, suppressed = leaf.__context__, leaf.__suppress_context__
+
+    def __init__(self) -> None:
+        """Begin with no group that leaves whole."""
+        self._whole: list[BaseException] = []
+
+    def __enter__(self) -> list[BaseException]:
+        """Return the list."""
+        return self._whole
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Raise the first exception of a group."""
         try:
-            raise leaf
+            if isinstance(error, BaseExceptionGroup):
+                _raise_first(error, self._whole)
         finally:
-            # Raising it here has put the group into its history, in place of what its author wrote.
-            leaf.__context__, leaf.__suppress_context__ = context, suppressed
+            self._whole.clear()
+            del error, _traceback
+
+
+def _raise_first(leaf: BaseException, whole: list[BaseException]) -> None:
+    while isinstance(leaf, BaseExceptionGroup) and not any(leaf is kept for kept in whole):
+        leaf = leaf.exceptions[0]
+    context, suppressed = leaf.__context__, leaf.__suppress_context__
+    try:
+        raise leaf
+    finally:
+        # Raising it here has put the group into its history, in place of what its author wrote.
+        leaf.__context__, leaf.__suppress_context__ = context, suppressed
+        del leaf, context

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 SCHEMA_VERSION = 1
+# What a writer tells that earlier ones of the same version did not, as far as a reader has to know: since 1, turns of
+# the root model that failed (:class:`RootFailed`).
+REVISION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class RunStarted(Event):
         session: of a question of a session: its ``id``, which ``question`` of it this is (from 1), the ``previous``
             value of the hash chain in the journal of the question before, and ``contexts``, ``kind`` and ``sha256`` of
             each that the box holds, oldest first. Empty for a run of its own.
+        revision: :data:`REVISION` of the writer; journals from before there were any have none.
     """
 
     kind: ClassVar[str] = "run_started"
@@ -55,6 +59,7 @@ class RunStarted(Event):
     schema: Any = None
     tools: tuple[str, ...] = ()
     session: dict[str, Any] = field(default_factory=dict)
+    revision: int = REVISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,27 @@ class RootReplied(Event):
     stop_reason: str
     usage: dict[str, Any]
     cost_usd: float | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RootFailed(Event):
+    """A turn of the root model ended without a reply.
+
+    Attributes:
+        turn: which it would have been.
+        code: the error's word, the budget that did not allow another attempt, ``cancelled``, or ``failed`` where
+            something of the caller's did.
+        detail: what is known of the failure; it stays on the host.
+        attempts: requests that left; each that was followed by a wait has its :class:`RetryScheduled` too.
+        elapsed_s: seconds, waits between attempts included.
+    """
+
+    kind: ClassVar[str] = "root_failed"
+    turn: int
+    code: str
+    detail: str
+    attempts: int
     elapsed_s: float
 
 
@@ -291,11 +317,13 @@ class Resumed(Event):
         after: seq of the last record that its course follows. What stands between that and this one was paid for, and
             counts for nothing else.
         budget: what the whole run may spend now, its parts together, by policy key.
+        revision: :data:`REVISION` of the writer: since 1, ``usage`` of the run's end holds all that was ever paid for.
     """
 
     kind: ClassVar[str] = "resumed"
     after: int
     budget: dict[str, Any]
+    revision: int = REVISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,12 +450,14 @@ class Past:
         text: the reply.
         stop_reason: why it ended.
         usage: its bill, as plain data.
+        cost_usd: what it cost then; None for a model that had no price.
     """
 
     code: str = ""
     text: str = ""
     stop_reason: str = ""
     usage: dict[str, Any] = field(default_factory=dict)
+    cost_usd: float | None = None
 
 
 @dataclass(slots=True)

@@ -30,11 +30,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.accounts import NANO, Account, Amount, Bill, Path
+from orchestrator.accounts import NANO, Account, Amount, Bill, Paid, Path
 from orchestrator.errors import LimitExceededError
 from orchestrator.policy import Budget
 
-__all__ = ["NANO", "Amount", "Bill", "Reservation", "Scope"]
+__all__ = ["NANO", "Amount", "Bill", "Paid", "Reservation", "Scope"]
 
 _NOTHING = Amount()
 _NO_BILL = Bill(model="")
@@ -205,6 +205,18 @@ class Scope:
         """
         self._check_open()
         self._path.spend(amount)
+
+    def owe(self, paid: Paid) -> None:
+        """Book what was spent before this ledger was opened, as it is when a run goes on, whatever is left.
+
+        Where less is left than that, the scope is closed to spending, with that budget's name as the reason.
+        """
+        if not any(paid.amount):
+            return
+        key = paid.amount.short_in(self._path.left())
+        self._path.owe(paid)
+        if self._account.latched is None:
+            self._account.latched = key
 
     def fits(self, amount: Amount, most: int) -> int:
         """Return how many times ``amount`` could be reserved now, at most ``most``."""

@@ -31,7 +31,7 @@ from typing import Any, Final, Protocol, cast, get_args
 import anyio
 
 from orchestrator.errors import ModelAuthenticationError, ModelError, ModelRequestError, ModelUnavailableError
-from orchestrator.events import CircuitChanged, EstimateCharged, Recorder, RetryScheduled
+from orchestrator.events import CircuitChanged, EstimateCharged, Past, Recorder, RetryScheduled
 from orchestrator.ledger import NANO, Amount, Bill, Reservation, Scope
 from orchestrator.models import retry
 from orchestrator.models.base import Model, ModelReply, ModelRequest, StopReason, Usage
@@ -144,6 +144,7 @@ class Exchange:
         self._deadline = min(deadline, till.scope.deadline)
         self._worst = worst
         self._began = time.monotonic()
+        self._past: Past | None = None
 
     @property
     def attempts(self) -> int:
@@ -190,12 +191,17 @@ class Exchange:
             return None
         if past.code:
             raise _PAST_ERRORS.get(past.code, ModelError)("it failed when it was asked")
-        self._model.sent = 1
+        self._model.sent, self._past = 1, past
         return _checked(ModelReply(past.text, Usage(**past.usage), cast("StopReason", past.stop_reason)))
 
     @property
     def _most(self) -> Usage:
         return Usage(self._request.worst_case_input_tokens(), self._request.max_tokens, estimated=True)
+
+    def _cost_nano(self, usage: Usage) -> int | None:
+        if self._past is not None:
+            return _nano(self._past.cost_usd)  # prices may be others by now
+        return self._till.prices.cost_nano(self._model.name, usage)
 
     def _before_retry(self, failed: retry.Retry) -> None:
         # What was held for an attempt whose bill nobody knows is spent; the next one needs as much again.
@@ -217,7 +223,7 @@ class Exchange:
             self._held.release()
             return None
         lost, held, name = self._model.lost, self._held.held, self._model.name
-        cost_nano = self._till.prices.cost_nano(name, usage)
+        cost_nano = self._cost_nano(usage)
         unpriced = cost_nano is None
         estimate = self._worst._replace(calls=0) * lost if lost else Amount()
         told = _counts(usage)
@@ -248,6 +254,10 @@ class Exchange:
             event = EstimateCharged(self._request.purpose, self._call, lost, estimate.tokens, cost_usd)
             self._till.recorder.emit(event)
         return cost_nano
+
+
+def _nano(cost_usd: float | None) -> int | None:
+    return None if cost_usd is None else round(cost_usd * NANO)
 
 
 def _counts(usage: Usage) -> tuple[int, int, int, int]:

@@ -218,7 +218,11 @@ class Subcalls:
             over = self._over(error, late, deadline)
             self._record_failure(number, exchange, over.reason if over else error.code, str(error))
             if over is not None:
-                raise over from error
+                try:
+                    raise over from error
+                finally:
+                    # Its traceback holds this frame, and with it the prompt, which would stay until it is collected.
+                    del over
             raise
         except LimitExceededError as error:
             self._record_failure(number, exchange, error.reason, str(error))

@@ -312,8 +312,8 @@ def _said(event: Event) -> tuple[str, str] | None:
     match event:
         case events.SandboxOpened():
             return f"sandbox ready in {event.elapsed_s:.2f} s ({event.runtime or 'default runtime'})", "dim"
-        case events.RetryScheduled():
-            return f"{event.purpose}: {event.code}, trying again in {event.wait_s:.1f} s", "yellow"
+        case events.RootFailed() | events.RetryScheduled():
+            return _of_failure(event), "yellow"
         case events.CircuitChanged():
             return circuit_text(event.provider, event.state, event.failures, event.wait_s), "yellow"
         case events.ChildStarted() | events.ChildFinished():
@@ -322,6 +322,12 @@ def _said(event: Event) -> tuple[str, str] | None:
             more = f"; for more: {event.more}" if event.more else ""
             return f"limit reached: {event.reason} ({event.limit:g} left){more}", "yellow"
     return None
+
+
+def _of_failure(event: events.RootFailed | events.RetryScheduled) -> str:
+    if isinstance(event, events.RetryScheduled):
+        return f"{event.purpose}: {event.code}, trying again in {event.wait_s:.1f} s"
+    return f"turn {event.turn} failed: {event.code} ({counted(event.attempts, 'attempt')}, {event.elapsed_s:.1f} s)"
 
 
 def _of_child(event: events.ChildStarted | events.ChildFinished) -> str:

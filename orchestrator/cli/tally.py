@@ -55,6 +55,8 @@ class Tally:
             case events.RootReplied():
                 self.calls += 1
                 self._bill(event)
+            case events.RootFailed():
+                self.calls += min(event.attempts, 1)  # those before the last were told of as they failed
             case events.EstimateCharged():
                 self.tokens += event.tokens
                 self._cost(event.cost_usd)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import fields
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +12,12 @@ from anyio import to_thread
 
 from orchestrator.errors import JournalError, LimitExceededError, ResumeError, SandboxError
 from orchestrator.events import ChildFinished, ChildStarted, Recorder
+from orchestrator.ledger import NANO, Amount, Bill, Paid
 from orchestrator.policy import Budget
 from orchestrator.rlm.result import INTERRUPTED, Result
 from orchestrator.session import ChildCall
 from orchestrator.text import cut_to_bytes
-from orchestrator.trajectory.tape import Bill, Tape
+from orchestrator.trajectory.tape import Tape
 from orchestrator.transport.rpc import RpcRefusal
 
 if TYPE_CHECKING:
@@ -56,8 +59,12 @@ class Children:
                 result = await self._carry_out(run, call, past)
             finally:
                 run.scope.close()
+                run.let_go()
         if result.error is not None:
-            raise result.error
+            try:
+                raise result.error
+            finally:
+                del result  # which its error's traceback would hold, through this frame, and with it the text
         if result.status != "answered" or result.answer is None:
             raise _refusal(result)
         return result.answer
@@ -83,7 +90,8 @@ class Children:
         try:
             return await to_thread.run_sync(self._past.child, known)
         except JournalError:
-            return None  # it was cut off before its first event
+            self._past.children.append(known)  # it was cut off before its first event: there is nothing to go on with
+            return None
 
     def _child(self, call: ChildCall, past: Tape | None) -> Run:
         parent, now = self._parent, anyio.current_time()
@@ -102,8 +110,7 @@ class Children:
 
 def _as_it_ended(run: Run, past: Tape, ended: dict[str, Any]) -> Result:
     """Return how a child run ended that was over when its parent was cut off, and book what it cost."""
-    usage = ended["usage"]
-    run.scope.spend(Bill(usage["calls"], usage["tokens"], usage["cost_usd"]).amount)
+    run.owe(_account(ended["usage"], run.scope.depth))
     error = SandboxError(ended["reason"]) if ended["status"] == "failed" else None
     return Result(
         status=ended["status"],
@@ -116,6 +123,17 @@ def _as_it_ended(run: Run, past: Tape, ended: dict[str, Any]) -> Result:
         run=run.id,
         journal_head=past.head,
     )
+
+
+def _account(usage: dict[str, Any], depth: int) -> Iterator[Paid]:
+    """Yield what a run that is over has spent, as its last event tells it."""
+    totals = [{**usage, "depth": depth, "model": ""}]  # of older journals
+    for row in usage.get("by_depth_and_model", totals):
+        kinds = {item.name: row[item.name] for item in fields(Bill) if item.name in row}
+        amount = Amount(row["calls"], row["tokens"], round(row["cost_usd"] * NANO), turns=row["turns"])
+        yield Paid(amount, Bill(**kinds), row["depth"])
+    rest = ("children", "bytes_in", "bytes_out", "tool_calls")
+    yield Paid(Amount(**{name: usage.get(name, 0) for name in rest}), Bill(""), depth)
 
 
 def _refusal(result: Result) -> RpcRefusal:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from orchestrator.errors import LimitExceededError
-from orchestrator.events import Compacting, RootReplied
+from orchestrator.errors import LimitExceededError, ModelError
+from orchestrator.events import Compacting, RootFailed, RootReplied
 from orchestrator.ledger import Amount, Reservation
 from orchestrator.metering import Complete, Exchange, Till
 from orchestrator.models.base import Model, ModelReply, ModelRequest
@@ -14,7 +14,7 @@ from orchestrator.models.circuit import Change
 from orchestrator.models.retry import Retry
 from orchestrator.rlm import prompt
 from orchestrator.rlm.history import History
-from orchestrator.text import size
+from orchestrator.text import one_line, size
 
 # Room for an answer in plain words, or for a block that sets `Final` from variables.
 LAST_TURN_TOKENS = 2048
@@ -24,6 +24,7 @@ _NOTICE_TOKENS = 500
 SUMMARY_TOKENS = 4096
 # Prose has three or four bytes a token.
 _BYTES_A_TOKEN = 3
+_DETAIL_WIDTH = 240
 
 
 @dataclass(slots=True)
@@ -169,7 +170,14 @@ class Conversation:
 
     async def _exchange(self, request: ModelRequest, held: Reservation) -> ModelReply:
         till = replace(self.till, complete=_until(self.ask_by, self.till.complete))
-        answer = await Exchange(self.model, request, held, till).run()
+        exchange = Exchange(self.model, request, held, till)
+        try:
+            answer = await exchange.run()
+        except BaseException as error:
+            code, detail = _told(error)
+            failed = RootFailed(self.turns + 1, code, detail, exchange.attempts, exchange.elapsed_s)
+            self.till.recorder.emit(failed)
+            raise
         # A lone surrogate in a reply could neither be recorded, sent back, nor run.
         text = answer.reply.text.encode("utf-8", "replace").decode()
         self.turns += 1
@@ -177,6 +185,17 @@ class Conversation:
         usage = answer.reply.usage.to_dict()
         self.till.recorder.emit(RootReplied(self.turns, text, stop_reason, usage, answer.cost_usd, answer.elapsed_s))
         return ModelReply(text, answer.reply.usage, stop_reason)
+
+
+def _told(error: BaseException) -> tuple[str, str]:
+    """Return the word for what ended a request, and what is known of it."""
+    if isinstance(error, ModelError):
+        return error.code, one_line(str(error), _DETAIL_WIDTH)
+    if isinstance(error, LimitExceededError):
+        return error.reason, str(error)
+    if isinstance(error, Exception):
+        return "failed", type(error).__name__
+    return "cancelled", "the run ended first"
 
 
 def _until(latest: float, complete: Complete) -> Complete:

@@ -8,7 +8,7 @@ cancels its children, because each runs in the task of the call that asked for i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from orchestrator.context import Context, ContextInfo, describe, lazies
 from orchestrator.errors import (
     ContextError,
     JournalError,
+    LimitExceededError,
     ModelError,
     ResumeError,
     SandboxError,
@@ -34,7 +35,7 @@ from orchestrator.events import (
     RunStarted,
     Sink,
 )
-from orchestrator.ledger import Scope
+from orchestrator.ledger import Paid, Scope
 from orchestrator.metering import Till
 from orchestrator.models.base import Model
 from orchestrator.policy import Policy
@@ -163,6 +164,15 @@ class Run:
         resuming = None if past is None or self.past is None else Resuming(past, self.past.on_divergence)
         return Run(self.tree, scope, policy, call.context, call.query, identity, self.id, self.places, resuming)
 
+    def let_go(self) -> None:
+        """Forget what may be large, once the result was taken.
+
+        A run and what it consists of hold one another until they are collected; its text, and the error that it ended
+        with, whose traceback holds the text of the call that asked for it, need not wait for that.
+        """
+        self.context = ""
+        self._end = _INTERRUPTED
+
     async def _outcome(self, recorder: Recorder, info: ContextInfo, stop: anyio.Event | None, began: float) -> Outcome:
         """Carry the run out and record its end, however it comes."""
         outcome = _INTERRUPTED
@@ -177,6 +187,8 @@ class Run:
         finally:
             if self._conversation is not None:
                 self._conversation.close()
+            if isinstance(recorder, Replay):
+                self.owe(recorder.unpaid())
             usage, elapsed = self.scope.usage(), monotonic() - began
             end = RunFinished(outcome.status, outcome.answer, outcome.reason, usage, self._turns, elapsed)
             try:
@@ -333,8 +345,23 @@ class Run:
         tape = self.past.tape
         recorder = Replay.of(tape, sinks, self.past.on_divergence)
         recorder.emit(Resumed(tape.after, self.policy.budget.model_dump(mode="json")))
-        recorder.went_live = lambda: self.scope.spend(tape.unplayed.amount)
+        recorder.went_live = lambda: self._go_live(tape)
         return recorder
+
+    def _go_live(self, tape: Tape) -> None:
+        """Book what earlier parts of the run paid for and what is not played back.
+
+        Raises:
+            LimitExceededError: less was left.
+        """
+        self.owe(tape.unplayed)
+        if self.scope.exhausted is not None:
+            raise LimitExceededError(self.scope.exhausted, 0)
+
+    def owe(self, unpaid: Iterable[Paid]) -> None:
+        """Book what was paid before this part of the run, whatever is left."""
+        for paid in unpaid:
+            self.scope.owe(paid)
 
     def _reads_directly(self, info: ContextInfo) -> bool:
         """Whether the context is so short that the model simply reads it; a session is about its box."""

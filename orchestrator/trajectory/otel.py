@@ -79,6 +79,7 @@ class Telemetry:
             events.SandboxOpened: self._box_opened,
             events.SandboxClosed: self._box_closed,
             events.RootReplied: self._root_replied,
+            events.RootFailed: self._root_failed,
             events.CellStarted: self._cell_started,
             events.CellFinished: self._cell_finished,
             events.SubcallStarted: self._subcall_started,
@@ -176,6 +177,14 @@ class Telemetry:
         )
         self._charge(span, run.model, event)
         self._end_chat(span, event, envelope)
+
+    def _root_failed(self, run: _Run, event: events.RootFailed, envelope: Envelope) -> None:
+        attributes = self._chat(run.model) | {"rlm.turn": event.turn, "rlm.attempts": event.attempts}
+        span = self._start(
+            f"chat {run.model}", run.span, envelope, attributes, began_s=event.elapsed_s, kind=SpanKind.CLIENT
+        )
+        self._durations.record(event.elapsed_s, {**_measured(run.model), "error.type": event.code})
+        _fail(span, event.code, envelope)
 
     def _cell_started(self, run: _Run, event: events.CellStarted, envelope: Envelope) -> None:
         attributes: Attributes = {

@@ -14,6 +14,7 @@ KEPT: dict[str, frozenset[str]] = {
     "sandbox_opened": frozenset(("container", "image", "runtime", "controls")),
     "sandbox_closed": frozenset(("container", "reason")),
     "root_replied": frozenset(("stop_reason", "usage")),
+    "root_failed": frozenset(("code",)),
     "subcall_started": frozenset(("model", "batch")),
     "subcall_finished": frozenset(("stop_reason", "usage")),
     "subcall_failed": frozenset(("code",)),

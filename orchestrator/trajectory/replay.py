@@ -11,6 +11,7 @@ from typing import Any, Literal
 from orchestrator import events
 from orchestrator.errors import ResumeError
 from orchestrator.events import Event, Past, Recorder, Sink
+from orchestrator.ledger import Paid
 from orchestrator.trajectory.tape import Tape, TapedCall
 
 OnDivergence = Literal["stop", "live"]
@@ -80,6 +81,11 @@ class Replay(Recorder):
             went_live, self.went_live = self.went_live, None
             went_live()
         return past
+
+    def unpaid(self) -> list[Paid]:
+        """Return what was paid for in earlier parts of the run and is in no account of this one, at its end."""
+        unplayed = [] if self.went_live is None else self.tape.unplayed
+        return [*unplayed, *self.tape.left_over(self._turn)]
 
     def _reply(self) -> Past | None:
         self._turn += 1
@@ -182,4 +188,4 @@ class Replay(Recorder):
 
 
 def _past(said: dict[str, Any]) -> Past:
-    return Past("", said["text"], said["stop_reason"], said["usage"])
+    return Past("", said["text"], said["stop_reason"], said["usage"], said["cost_usd"])

@@ -12,42 +12,20 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import JournalError
 from orchestrator.events import Refused
-from orchestrator.ledger import NANO, Amount
+from orchestrator.ledger import Amount, Bill, Paid
+from orchestrator.trajectory.books import Books
 from orchestrator.trajectory.journal import SUFFIX, Record, read
 
 _REFUSED = tuple(name.name for name in fields(Refused))
 # Recorded of a call that was given up because its cell or run ended: asked again, it may well be answered.
 _GIVEN_UP = frozenset(("cancelled",))
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """What something cost.
-
-    Attributes:
-        calls: requests that left for a provider.
-        tokens: input and output, cached ones included.
-        cost_usd: US dollars by the price table; 0 for a model without a price.
-    """
-
-    calls: int = 0
-    tokens: int = 0
-    cost_usd: float = 0.0
-
-    @property
-    def amount(self) -> Amount:
-        """What a scope is charged for it."""
-        return Amount(calls=self.calls, tokens=self.tokens, cost_nano=round(self.cost_usd * NANO))
-
-    def __add__(self, other: Bill) -> Bill:
-        """Return both together."""
-        return Bill(self.calls + other.calls, self.tokens + other.tokens, self.cost_usd + other.cost_usd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +49,18 @@ class TapedCall:
         cell: that asked.
         answer: the fields of its ``subcall_finished``, or None where it failed.
         code: why it failed; empty where it did not.
+        model: that was asked.
     """
 
     cell: int
     answer: dict[str, Any] | None
     code: str = ""
+    model: str = ""
+
+    @property
+    def paid(self) -> bool:
+        """Whether its answer was paid for, and is paid for again when it is played back."""
+        return self.answer is not None and self.answer.get("memo_of") is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +138,7 @@ class Tape:
     head: str = ""
     elapsed_s: float = 0.0
     budget: dict[str, Any] = field(default_factory=dict)
-    unplayed: Bill = field(default_factory=Bill)
+    unplayed: list[Paid] = field(default_factory=list)
     last_call: int = 0
     last_child: int = 0
     last_tool: int = 0
@@ -214,18 +199,39 @@ class Tape:
             self.children.remove(found)
         return found
 
+    def left_over(self, turns: int) -> list[Paid]:
+        """Return what is still to be paid of what could have been played back, where ``turns`` replies were.
+
+        A run that goes on may end before all of that is asked for, or ask for something else.
+        """
+        books = Books(self._depth)
+        for turn, said in self.replies.items():
+            if turn > turns:
+                books.answer(str(self.started["root_model"]), said, turns=1)
+        for call in chain.from_iterable(self._calls.values()):
+            if call.answer is not None and call.paid:
+                books.answer(call.model, call.answer)
+        trees = [Books.of_tree(self.path.with_name(f"{child.id}{SUFFIX}")) for child in self.children]
+        begun = Paid(Amount(children=sum(1 + tree.children for tree in trees)), Bill(""), self._depth)
+        return [*books.paid(), *chain.from_iterable(tree.paid() for tree in trees), begun]
+
+    @property
+    def _depth(self) -> int:
+        return int(self.started["depth"])
+
     # Reading --------------------------------------------------------------------------------------------------------
 
     def _take(self, records: Iterable[Record], *, whole: bool) -> None:
         course: list[Record] = []
+        books = Books()
         limited = False
         for record in records:
             self.run, self.parent = record.run, record.parent
             self.next_seq, self.head = record.seq + 1, record.chain
             self.elapsed_s = max(self.elapsed_s, record.elapsed_s)
+            books.add(record)
             if record.kind == "resumed":
                 # What a limit had put behind the course is paid for, and gone from it.
-                self.unplayed += sum((_bill(item) for item in course if item.seq > record.fields["after"]), Bill())
                 course = [item for item in course if item.seq <= record.fields["after"]]
                 limited, self.ended = False, None
                 self.budget = record.fields["budget"]
@@ -242,8 +248,20 @@ class Tape:
             if whole or (not limited and record.kind not in ("run_finished", "sandbox_closed")):
                 self.after = record.seq
             course.append(record)
+        books.cut_off()
         self._play([record for record in course if record.seq <= self.after])
-        self.unplayed += sum((_bill(record) for record in course if record.seq > self.after), Bill())
+        if self.started:
+            self._pay(books)
+
+    def _pay(self, books: Books) -> None:
+        """Find out what was paid for and is not played back; an answer is played back as one request without turns."""
+        for said in self.replies.values():
+            books.answer(str(self.started["root_model"]), said, times=-1)
+        for call in chain.from_iterable(self._calls.values()):
+            if call.answer is not None and call.paid:
+                books.answer(call.model, call.answer, times=-1)
+        unplayed = [replace(paid, amount=paid.amount._replace(turns=0)) for paid in books.paid()]
+        self.unplayed = [paid for paid in unplayed if any(paid.amount)]
 
     def _play(self, course: list[Record]) -> None:
         asked: dict[int, Record] = {}
@@ -263,8 +281,6 @@ class Tape:
                 self._play_one(record.kind, record.fields)
         for started, outcome in outcomes:
             self._add_call(started, outcome)
-        # It left, and no answer was recorded: whoever served it may have billed it.
-        self.unplayed += Bill(calls=len(asked))
 
     def _play_one(self, kind: str, said: dict[str, Any]) -> None:
         match kind:
@@ -300,13 +316,9 @@ class Tape:
         said, cell = outcome.fields, started["cell"]
         key = _key(started["model"], started["prompt"], started["max_tokens"])
         if outcome.kind == "subcall_finished":
-            self._calls[key].append(TapedCall(cell, said))
-            # Played back it counts as one request; those before it were made all the same.
-            self.unplayed += Bill(calls=max(said["attempts"] - 1, 0))
-            return
-        if self.finished(cell) and said["code"] not in _GIVEN_UP:
+            self._calls[key].append(TapedCall(cell, said, model=str(started["model"])))
+        elif self.finished(cell) and said["code"] not in _GIVEN_UP:
             self._calls[key].append(TapedCall(cell, None, said["code"]))
-        self.unplayed += _bill(outcome)
 
 
 def _number(child: str) -> int:
@@ -317,14 +329,3 @@ def _number(child: str) -> int:
 def _key(model: str, prompt: str, max_tokens: int) -> bytes:
     text = f"{model}\0{max_tokens}\0{prompt}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).digest()
-
-
-def _bill(record: Record) -> Bill:
-    """Return what a record tells of having been paid."""
-    said = record.fields
-    if record.kind in ("root_replied", "subcall_finished"):
-        usage = said["usage"]
-        names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
-        tokens = sum(int(usage.get(name, 0)) for name in names)
-        return Bill(int(said.get("attempts", 1)), tokens, said["cost_usd"] or 0.0)
-    return Bill(calls=int(said["attempts"])) if record.kind == "subcall_failed" else Bill()

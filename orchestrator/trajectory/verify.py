@@ -271,7 +271,7 @@ class _Run:
             run.check()
             self._compare(run, child, finished)
             return
-        self.readable &= finished is not None and self._may_be_missing(finished)
+        self.readable &= self._may_be_missing(finished)
 
     def _may_be_missing(self, finished: Record | None) -> bool:
         """Tell whether a child run may have left no journal: it, or its parent, ended before there was one."""

@@ -106,6 +106,7 @@ class _View:
             "sandbox_closed": self._sandbox_closed,
             "root_replied": self._root_replied,
             "compacting": self._compacting,
+            "root_failed": self._root_failed,
             "observed": self._observed,
             "cell_started": self._cell_started,
             "cell_finished": self._cell_finished,
@@ -219,6 +220,13 @@ class _View:
         yield self._at(
             record, f"{said['tokens']:,} tokens of history: the root model sums them up in turn {said['turn']}"
         )
+
+    def _root_failed(self, record: Record) -> Iterator[str]:
+        said = record.fields
+        facts = [f"turn {said['turn']}", f"failed: {said['code']}", counted(said["attempts"], "attempt")]
+        yield ""
+        yield self._at(record, " · ".join([*facts, f"{said['elapsed_s']:.1f} s"]))
+        yield from self._block(said["detail"], "│ ", REPLY_LINES, words=True)
 
     def _observed(self, record: Record) -> Iterator[str]:
         if self._full:

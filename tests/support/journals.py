@@ -46,6 +46,7 @@ def everywhere(folder: Path, text: str, run: str = "hostile") -> Path:
             begin,
             events.SandboxOpened(text, text, text, 0.1, {text: text}),
             events.Observed(0, text),
+            events.RootFailed(1, text, text, 1, 0.1),
             replied(1, text),
             events.RootReplied(2, text, text, usage, None, 0.1),
             events.CellStarted(1, 1, text),

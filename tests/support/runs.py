@@ -86,6 +86,7 @@ def a_run() -> list[Event]:
         events.Resumed(5, {"calls": 40}),
         events.Diverged(1, "it printed something else"),
         events.LimitReached("calls", 0.0),
+        events.RootFailed(2, "model_request", "400 from the provider", 2, 1.5),
         events.SandboxClosed("c0ffee" * 5),
         finished(),
     ]

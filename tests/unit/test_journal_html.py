@@ -54,7 +54,7 @@ def test_a_page_holds_the_whole_run(tmp_path: Path) -> None:
     _, data = maker.render(write(tmp_path, *a_run()))
     run, texts = data["runs"][0], data["texts"]
     assert (texts[run["query"]], texts[run["answer"]], run["status"]) == ("How many?", "42", "answered")
-    assert [item["k"] for item in run["items"]] == ["note", "turn", "cell", "shown", "note", "note", "note", "note"]
+    assert [item["k"] for item in run["items"]] == ["note", "turn", "cell", "shown", *["note"] * 5]
     cell = run["items"][2]
     assert (texts[cell["code"]], cell["status"], texts[cell["stdout"]]) == ("print(1)", "ok", "1\n")
     assert [item["k"] for item in cell["items"]] == ["note"] * 8 + ["child", "note", "note"]

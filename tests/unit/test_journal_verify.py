@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from orchestrator.cli.main import main
@@ -105,6 +106,9 @@ async def two_calls(box: FakeBox) -> None:
     await box.call("final", "done")
 
 
+async def nothing(_box: FakeBox) -> None: ...
+
+
 async def hangs_up(box: FakeBox) -> None:
     raise JournalError("a sink of the caller's broke")
 
@@ -122,6 +126,8 @@ BUSY = ModelUnavailableError("busy")
         ("answered", [two_calls], {"sub": [ModelReply("a", Usage(1, 2, 3, 4, estimated=True))]}),
         ("failed", [two_calls], {"root": [ModelRequestError("no")]}),
         ("failed", [two_calls], {"root": [LOST, ModelRequestError("no")]}),
+        ("limit", [nothing], {"root": [CODE, ModelRequestError("no")], "settings": ["budget.turns=2"]}),
+        ("limit", [nothing], {"root": [CODE, LOST, BUSY], "settings": ["budget.turns=2", "budget.calls=2"]}),
         ("answered", [two_calls], {"settings": ["budget.calls=2"]}),
         ("limit", [], {"settings": ["budget.turns=2"]}),
         ("failed", [hangs_up], {}),
@@ -147,7 +153,50 @@ def test_a_torn_line_and_a_run_without_an_end_are_notes(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["first", "chained", "redacted"])
+def test_turns_that_failed_are_told_and_counted_to_the_last_request(tmp_path: Path) -> None:
+    result = run(tmp_path, [nothing, nothing], root=[CODE, BUSY, LOST, ModelRequestError("no")])
+    assert (result.status, result.usage["calls"], result.usage["turns"]) == ("failed", 4, 2)
+    failed = [record.fields for record in read(journal_of(result)) if record.kind == "root_failed"]
+    assert [(said["turn"], said["code"], said["attempts"]) for said in failed] == [(2, "model_request", 3)]
+    assert problems(verify(journal_of(result), result.journal_head)) == []
+    rewrite(journal_of(result), lambda lines: of("root_failed", lines).update(attempts=2))
+    assert "the run's end tells of 4 calls in all, the events of 3" in problems(verify(journal_of(result)))[0]
+
+
+def test_a_turn_that_was_cancelled_is_told_and_counted(tmp_path: Path) -> None:
+    async def cancelled() -> None:
+        model = FakeModel(gate=anyio.Event(), name="root")
+        boxes = FakeBoxes([[nothing]])
+        async with anyio.create_task_group() as tasks:
+            rlm = RLM(model, FakeModel(), Policy(), tmp_path, open_box=boxes.open)
+            tasks.start_soon(rlm.acomplete, "text", "What?")
+            await model.arrived.wait()
+            tasks.cancel_scope.cancel()
+
+    anyio.run(cancelled)
+    (path,) = tmp_path.iterdir()
+    told = {record.kind: record.fields for record in read(path)}
+    assert (told["root_failed"]["code"], told["root_failed"]["attempts"]) == ("cancelled", 1)
+    assert told["run_finished"]["usage"]["calls"] == 1
+    assert problems(verify(path)) == []
+
+
+def test_of_a_run_from_before_they_were_told_up_to_two_are_allowed(tmp_path: Path) -> None:
+    result = run(tmp_path, [nothing], root=[ModelRequestError("no")])
+
+    def older(lines: list[dict[str, Any]]) -> None:
+        del of("run_started", lines)["revision"]
+        lines.remove(of("root_failed", lines))
+        for number, line in enumerate(line for line in lines if line["kind"] != "blob"):
+            line["seq"] = number
+
+    rewrite(journal_of(result), older)
+    assert problems(verify(journal_of(result))) == []
+    rewrite(journal_of(result), lambda lines: of("run_started", lines).update(revision=1))
+    assert "the run's end tells of 1 calls in all, the events of 0" in problems(verify(journal_of(result)))[0]
+
+
+@pytest.mark.parametrize("name", ["first", "chained", "redacted", "revised"])
 def test_every_version_that_was_ever_written_stays_readable(name: str) -> None:
     path = GOLDEN / f"journal-1-{name}.jsonl"
     # JSON makes one character of a pair of surrogates: on both sides.
@@ -221,6 +270,10 @@ def text_twice(lines: list[dict[str, Any]]) -> None:
     lines.insert(lines.index(of("blob", lines)), of("blob", lines))
 
 
+def another_row(lines: list[dict[str, Any]]) -> None:
+    of("run_finished", lines)["usage"]["by_depth_and_model"][0]["output_tokens"] += 1
+
+
 def no_usage(lines: list[dict[str, Any]]) -> None:
     of("run_finished", lines)["usage"] = {"children": 1, "by_depth": 7, "by_model": {}}
 
@@ -249,6 +302,7 @@ def endless_cost(lines: list[dict[str, Any]]) -> None:
         (other_run, "belongs to another run, r0"),
         (behind_the_end, "observed behind the end of the run"),
         (text_twice, "holds the text of line"),
+        (another_row, "the run's end tells of 11 output tokens by root at depth 0, the events of 10"),
         (no_usage, "the usage at the run's end is not of this format"),
         (no_number, "is no root_replied of this format"),
         (endless_cost, "is no root_replied of this format"),

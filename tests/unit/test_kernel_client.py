@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +29,9 @@ GRACE = 0.02
 START = 0.2
 # What the ladder adds at most, and what a busy machine may add to that.
 BOUND = TIMEOUT + 3 * GRACE + 3
+
+# Long after a bound of TIMEOUT + GRACE has passed: what is not over by then is not bounded.
+LONG = 20 * (TIMEOUT + GRACE)
 
 Behaviour = Callable[[HostileGuest, str], Awaitable[None]]
 
@@ -295,6 +299,20 @@ class TestCells:
             await guest.send(Kind.READY, {"generation": 2})
             assert (await cell(client, guest, answer)).ok
 
+    async def test_without_that_bound_a_kernel_that_is_held_back_costs_the_cell_its_box(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The weakened twin: the cell waits not for its own time but for all that a kernel may take to start."""
+        monkeypatch.setattr(clients, "LATE_START_S", math.inf)
+        async with ready() as (client, guest):
+            assert (await cell(client, guest, lambda guest, _: guest.died())).status == "died"
+            with anyio.move_on_after(LONG) as waiting:
+                await client.execute("1", TIMEOUT, 60.0)
+            assert waiting.cancelled_caught
+            with anyio.fail_after(BOUND), pytest.raises(SandboxGoneError, match="no fresh kernel"):
+                await client.execute("1", TIMEOUT, START)
+            assert client.gone
+
     async def test_what_a_late_kernel_took_is_not_given_to_the_cell_again(self) -> None:
         async def late(guest: HostileGuest) -> None:
             await anyio.sleep(1)
@@ -530,7 +548,8 @@ class TestLadder:
 
         assert (await outcome(breaks)).status == "protocol_error"
 
-    async def test_a_box_that_does_not_read_wins_no_time(self) -> None:
+    async def test_a_box_that_does_not_read_wins_no_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(clients, "SEND_GRACE_S", GRACE)
         async with served(StuckStream()) as (client, _):
             client._ready.set()
             with anyio.fail_after(BOUND):
@@ -539,6 +558,15 @@ class TestLadder:
             assert (result.ladder, result.detail) == (("destroy",), "it did not take the code: the box was destroyed")
             with anyio.fail_after(BOUND):
                 await client.given_up()
+
+    async def test_without_a_bound_on_sending_it_wins_all_it_wants(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The weakened twin: the deadline of the cell begins to count when its code is in the box, which is never."""
+        monkeypatch.setattr(clients, "SEND_GRACE_S", math.inf)
+        async with served(StuckStream()) as (client, _):
+            client._ready.set()
+            with anyio.move_on_after(LONG) as waiting:
+                await client.execute("x" * 100, TIMEOUT, START)
+            assert waiting.cancelled_caught
 
 
 @pytest.mark.parametrize(

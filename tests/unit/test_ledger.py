@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import LimitExceededError
-from orchestrator.ledger import NANO, Amount, Bill, Scope
+from orchestrator.ledger import NANO, Amount, Bill, Paid, Scope
 from orchestrator.policy import Budget, Policy
 from orchestrator.rlm.result import limit_reached
 from tests.support.fakes import FakeClock
@@ -318,6 +318,30 @@ class TestChildren:
                 closed.reserve(Amount(calls=1))
         held.settle(Amount(calls=1))
         assert root.usage()["calls"] == 1
+
+
+class TestOwing:
+    def test_what_was_paid_before_is_booked_at_its_own_depth_and_is_not_overbilled(self) -> None:
+        root = scope(calls=10, tokens=100, depth=2)
+        child = root.child(Budget())
+        child.owe(Paid(Amount(calls=2, tokens=10, turns=1), Bill("big", input_tokens=10), depth=2))
+        assert (root.exhausted, child.exhausted) == (None, None)
+        (row,) = root.usage()["by_depth_and_model"]
+        assert (row["depth"], row["model"], row["calls"], row["input_tokens"]) == (2, "big", 2, 10)
+        assert (root.remaining()["tokens"], root.remaining()["turns"]) == (90, Budget().turns)
+
+    def test_more_than_is_left_is_booked_all_the_same_and_closes_the_scope(self) -> None:
+        root = scope(calls=10, tokens=100)
+        held = root.reserve(Amount(calls=1, tokens=95))
+        root.owe(Paid(Amount(calls=1, tokens=10), Bill("big", input_tokens=10), depth=0))
+        assert (root.exhausted, root.usage()["tokens"]) == ("tokens", 10)
+        held.release()
+        assert refusal(root.reserve, Amount(calls=1))[0] == "tokens"
+
+    def test_nothing_leaves_no_trace(self) -> None:
+        root = scope()
+        root.owe(Paid(Amount(), Bill(""), depth=3))
+        assert root.usage()["by_depth"] == {}
 
 
 class TestUsage:

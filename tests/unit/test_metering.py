@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from orchestrator.errors import LimitExceededError, ModelError, ModelRequestError, ModelUnavailableError
-from orchestrator.events import EstimateCharged, Recorder, RetryScheduled
+from orchestrator.events import EstimateCharged, Past, Recorder, RetryScheduled
 from orchestrator.ledger import Amount, Reservation, Scope
 from orchestrator.metering import Exchange, Till
 from orchestrator.models import retry
@@ -57,6 +57,20 @@ async def test_a_priced_answer_costs_what_the_table_says() -> None:
     exchange, _ = counter.exchange(FakeModel([ModelReply("x", Usage(input_tokens=200))], name="claude-sonnet-5-5"))
     answer = await exchange.run()
     assert answer.cost_usd == counter.scope.usage()["cost_usd"] > 0
+
+
+@pytest.mark.parametrize("cost_usd", [0.25, None])
+async def test_an_answer_that_is_played_back_costs_what_it_cost_then(cost_usd: float | None) -> None:
+    class Remembers(Recorder):
+        def recall(self, *_: object) -> Past:
+            return Past("", "x", "end", Usage(input_tokens=200).to_dict(), cost_usd)
+
+    counter = Counter()
+    counter.till = replace(counter.till, recorder=Remembers("r", None, (counter.journal,)))
+    exchange, _ = counter.exchange(FakeModel(name="claude-sonnet-5-5"))
+    assert (await exchange.run()).cost_usd == cost_usd
+    usage = counter.scope.usage()
+    assert (usage["cost_usd"], usage["unpriced_calls"]) == (cost_usd or 0, cost_usd is None)
 
 
 async def test_a_budget_in_dollars_does_not_bind_a_model_without_a_price_and_its_calls_are_counted() -> None:

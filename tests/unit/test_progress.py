@@ -79,6 +79,7 @@ def test_without_a_terminal_there_are_plain_lines_only() -> None:
         "  1",
         "ok  0.5 s, 2 sub-calls, 1 failed",
         "limit reached: calls (0 left)",
+        "turn 2 failed: model_request (2 attempts, 1.5 s)",
         "answered · 1 turn · 2 sub-calls · $0.0130 · 0:09",
     ]
 

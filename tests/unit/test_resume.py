@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from orchestrator.errors import ConfigurationError, JournalError, ModelUnavailableError, ResumeError
+from orchestrator.errors import ConfigurationError, JournalError, ModelRequestError, ModelUnavailableError, ResumeError
 from orchestrator.events import Envelope, SubcallFailed
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.models.base import ModelReply, ModelRequest, Usage
@@ -40,11 +40,18 @@ class FakeProvider:
         self.name = name
         self.served: list[str] = []
         self._failing = failing
+        self.once: set[str | None] = set()
+        self.refused: set[str] = set()
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         prompt = request.messages[-1].text
         if prompt in self._failing:
             raise ModelUnavailableError("down")
+        for named in self.once & {prompt, None}:
+            self.once.discard(named)
+            raise ModelUnavailableError("the line broke", may_be_billed=True)
+        if prompt in self.refused:
+            raise ModelRequestError("too long")
         self.served.append(prompt)
         await anyio.lowlevel.checkpoint()
         if request.purpose == "root":
@@ -158,8 +165,58 @@ async def test_cut_off_after_any_event_it_goes_on_to_the_same_answer_and_asks_no
         spent, before = resumed.usage, result.usage
         assert spent["tokens"] == before["tokens"], number
         assert before["calls"] <= spent["calls"] <= before["calls"] + 4, number
-        report = verify(again.journal, resumed.journal_head)
-        assert report.ok, report.problems
+        in_order(again.journal, resumed)
+
+
+def in_order(journal: Path, result: Result) -> None:
+    """Check that all that was ever paid, by the events, is what the ledger told at the end."""
+    report = verify(journal, result.journal_head)
+    assert report.ok, report.problems
+    assert not [note for note in report.notes if "totals" in note.what], report.notes
+
+
+async def test_failures_retries_and_estimates_of_every_part_are_in_the_account_of_the_whole(tmp_path: Path) -> None:
+    async def flaky(box: FakeBox) -> None:
+        with contextlib.suppress(RpcRefusal):
+            await box.call("llm_query", "no")
+        box.context = f"{box.context}{await box.call('llm_query', 'lost at first')}"
+
+    def machine(folder: Path) -> Machine:
+        made = Machine(folder, [[cell(flaky), cell(has_a_child), ends], [cell(child_asks)]])
+        for provider in (made.root, made.sub):
+            provider.once = {"lost at first", "last"} if provider is made.sub else {None}
+            provider.refused = {"no"}
+        return made
+
+    first = machine(tmp_path / "first")
+    result = await first.rlm.acomplete(CONTEXT, QUERY)
+    assert (result.status, result.usage["estimated_calls"]) == ("answered", 3)
+    in_order(first.journal, result)
+    for number, state in enumerate(first.states[3::4]):
+        cut(first.folder, tmp_path / str(number), state)
+        again = machine(tmp_path / str(number))
+        resumed = await again.rlm.aresume(again.journal, CONTEXT)
+        assert resumed.answer == result.answer, number
+        in_order(again.journal, resumed)
+        assert resumed.usage["estimated_calls"] >= result.usage["estimated_calls"]
+
+
+async def test_what_older_writers_resumed_is_not_compared(tmp_path: Path) -> None:
+    first, _ = await whole(tmp_path / "first")
+    again = cut(first.folder, tmp_path / "again", first.states[-4])
+    await again.rlm.aresume(again.journal, CONTEXT)
+    lines = again.journal.read_bytes().splitlines()
+    data = [json.loads(line) for line in lines]
+    for line in data:
+        line.pop("chain", None)
+        if line["kind"] == "resumed":
+            del line["revision"]
+        if line["kind"] == "run_finished":
+            line["usage"]["calls"] += 1
+    again.journal.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in data))
+    report = verify(again.journal)
+    assert report.ok, report.problems
+    assert "totals were not compared" in report.notes[-1].what
 
 
 async def test_one_that_is_cut_off_again_and_again_still_gets_there(tmp_path: Path) -> None:
@@ -170,6 +227,7 @@ async def test_one_that_is_cut_off_again_and_again_still_gets_there(tmp_path: Pa
         assert resumed.answer == result.answer
         if not machine.states:
             return
+        in_order(machine.journal, resumed)
         machine = cut(machine.folder, tmp_path / str(number), machine.states[min(6, len(machine.states) - 1)])
     pytest.fail("it never came to its end")
 
@@ -195,6 +253,7 @@ async def test_after_a_limit_it_goes_on_with_a_larger_budget(tmp_path: Path) -> 
     played = set(limited.sub.served) & set(again.sub.served)
     assert played <= {"of the child", "last"}
     assert resumed.usage["calls"] >= len(limited.served) + len(again.served)
+    in_order(again.journal, resumed)
 
 
 async def test_without_a_larger_budget_it_ends_at_the_same_limit(tmp_path: Path) -> None:
@@ -204,7 +263,8 @@ async def test_without_a_larger_budget_it_ends_at_the_same_limit(tmp_path: Path)
     again = Machine(limited.folder)
     resumed = await again.rlm.aresume(limited.journal, CONTEXT)
     assert (resumed.status, resumed.reason) == ("limit", "calls")
-    assert resumed.usage["calls"] <= 8
+    assert resumed.usage["calls"] <= 7
+    in_order(again.journal, resumed)
 
 
 async def test_one_that_a_budget_made_answer_goes_on_with_more_of_it_and_with_no_more_gives_its_answer(
@@ -249,6 +309,7 @@ async def test_a_cell_that_asks_something_else_is_noticed(tmp_path: Path) -> Non
         resumed = await again.rlm.aresume(again.journal, CONTEXT, on_divergence=choice)
         told = [record.fields for record in read(again.journal) if record.kind == "diverged"]
         assert told[0] == {"cell": 1, "what": "it asked something that it did not ask then"}
+        in_order(again.journal, resumed)
         if choice == "stop":
             assert resumed.status == "failed"
             assert isinstance(resumed.error, ResumeError)
@@ -276,6 +337,7 @@ async def test_a_call_that_failed_fails_again_and_is_not_asked(tmp_path: Path) -
     resumed = await again.rlm.aresume(again.journal, CONTEXT)
     assert resumed.answer == result.answer
     assert "bad" not in again.sub.served
+    in_order(again.journal, resumed)
 
 
 async def test_what_cannot_be_resumed_is_refused_before_anything_is_opened(tmp_path: Path) -> None:

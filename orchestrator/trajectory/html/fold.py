@@ -125,6 +125,7 @@ class _Run:
             "sandbox_closed": self._sandbox_closed,
             "root_replied": self._root_replied,
             "compacting": self._compacting,
+            "root_failed": self._root_failed,
             "observed": self._observed,
             "cell_started": self._cell_started,
             "cell_finished": self._cell_finished,
@@ -197,6 +198,10 @@ class _Run:
 
     def _compacting(self, record: Record, said: Data) -> None:
         self._note(record, compacting(said))
+
+    def _root_failed(self, record: Record, said: Data) -> None:
+        made = f"{counted(said['attempts'], 'attempt')}, {said['elapsed_s']:.1f} s"
+        self._note(record, f"turn {said['turn']} failed ({made}): {said['code']} {said['detail']}", "warn")
 
     def _observed(self, record: Record, said: Data) -> None:
         self._item(record, "shown", n=int(said["turn"]), text=self._text(said["text"]))
