@@ -73,7 +73,8 @@ def respond(request: ModelRequest) -> str:
     if not request.messages:
         return answer.NOT_FOUND
     if request.purpose == "root":
-        query = root.query_of(request.messages[0].text)
+        messages = root.since_last_question(request.messages)
+        query = root.query_of(messages[0].text)
         if query is not None:
-            return root.next_reply(request.messages, query)
+            return root.next_reply(messages, query)
     return answer.answer(request.messages[-1].text)

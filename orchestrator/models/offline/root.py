@@ -17,6 +17,8 @@ from orchestrator.models.offline.understand import understand
 
 _CONTEXT_HEADING = "# The variable `context`"
 _QUESTION_HEADING = "# The question"
+_EARLIER_HEADING = "# The conversation so far"
+_TAG = re.compile(r"tags that end in `(-\w+)`")
 _ONE_TEXT = "- form: one `str`"
 _LAST_TURN = "This is your last turn"
 _STATE_LOST = "All variables, functions and imports of earlier cells are LOST"
@@ -61,11 +63,25 @@ class Seen:
 
 
 def query_of(first: str) -> str | None:
-    """Return the question in the first message, or None when the message does not speak of a context in a REPL."""
+    """Return the question in the message that asks it, or None when that does not speak of a context in a REPL."""
     end = first.rfind(_CONTEXT_HEADING)
     if end < 0:
         return None
-    return first[:end].strip().removeprefix(_QUESTION_HEADING).strip()
+    start = first.find(f"\n{_QUESTION_HEADING}\n") if first.startswith(_EARLIER_HEADING) else 0
+    return first[start:end].strip().removeprefix(_QUESTION_HEADING).strip()
+
+
+def since_last_question(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return the messages from the one on that asks the last question of a session; all of them in a run of its own."""
+    for number in range(len(messages) - 1, 0, -1):
+        text = messages[number].text
+        tag = _TAG.search(text)
+        # Behind what was shown of the turn before, where that stands in the same message: there is only output in it.
+        shown = text.rfind(f"{tag[1]}>\n") if tag else -1
+        start = text.find(_EARLIER_HEADING, max(shown, 0))
+        if messages[number].role == "user" and tag and start >= 0:
+            return [Message("user", text[start:]), *messages[number + 1 :]]
+    return messages
 
 
 def readings(query: str) -> tuple[Question, ...]:
