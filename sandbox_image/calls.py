@@ -35,6 +35,7 @@ class QueryRefused(Exception):  # noqa: N818 - the name model code is told
     Attributes:
         reason: stable word, such as ``calls``, ``tokens``, ``depth``, ``model_unavailable`` or ``invalid_params``.
         limit: what would have been allowed, where that is a number; else None.
+        message: the sentence alone.
     """
 
     def __init__(self, reason: str, limit: float | None, message: str) -> None:
@@ -42,6 +43,7 @@ class QueryRefused(Exception):  # noqa: N818 - the name model code is told
         super().__init__(f"{message} (reason={reason!r}, limit={limit!r})")
         self.reason = reason
         self.limit = limit
+        self.message = message
 
 
 class _Call(NamedTuple):

@@ -279,6 +279,7 @@ class TestBatches:
         with pytest.raises(QueryRefused) as caught:
             api.llm_query_batched(["a"] * 5)
         assert caught.value.limit == 3
+        assert str(caught.value).startswith(f"{caught.value.message} (reason=")
         assert [head["method"] for head, _ in host.calls] == ["batch_open"]
 
     def test_a_host_that_knows_no_batches_is_asked_plainly_and_within_the_window(
