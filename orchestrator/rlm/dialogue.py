@@ -165,8 +165,10 @@ class AsyncDialogue:
 
     async def _take(self, context: Context) -> None:
         # Before anything is recorded of the question: with a context that the box cannot take, it was never asked.
-        self._taken = await to_thread.run_sync(room_for, context, self.policy, self._taken)
-        self._infos.append(await to_thread.run_sync(describe, context))
+        taken = await to_thread.run_sync(room_for, context, self.policy, self._taken)
+        info = await to_thread.run_sync(describe, context)
+        self._taken = taken
+        self._infos.append(info)
         self._lodging.contexts.append(context)
 
     def _run(self, query: str, policy: Policy, identity: str, form: AnswerForm | None, tree: Tree) -> Run:
