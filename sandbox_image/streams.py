@@ -39,7 +39,7 @@ class BoxIOPubThread(IOPubThread):
         self.io_loop.add_callback(self._handle_event, None)
 
     def _handle_event(self, msg: Any) -> None:
-        super()._handle_event(msg)
+        super()._handle_event(msg)  # type: ignore[no-untyped-call]
         self._welcome()
 
     def _welcome(self) -> None:
