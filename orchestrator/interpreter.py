@@ -27,7 +27,7 @@ from orchestrator.kernel.client import KernelClient, preload
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.prepared import Prepared, prepared, send_context
-from orchestrator.sandbox import hardening
+from orchestrator.sandbox import gvisor, hardening
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.mux import Mux, refuse_everything
 from orchestrator.transport.rpc import RpcHandler
@@ -307,13 +307,19 @@ def room_for(context: Context, policy: Policy, before: Taken) -> Taken:
     return Taken(before.file + more.file, before.memory + more.memory)
 
 
+def _room(policy: Policy) -> int:
+    """Return the bytes of context for which a box of this policy has memory."""
+    taken = _KERNEL_MB + (gvisor.MEMORY_MB if gvisor.asked_for(policy.sandbox.runtime) else 0)
+    return (policy.limits.memory_mb - taken) * MIB
+
+
 def _check_size(context: Context, policy: Policy, before: Taken = _NOTHING) -> None:
     # UTF-8 has at least one byte a character and at most four: most contexts need no exact count.
     limit = policy.limits.context_mb * MIB - before.file
     characters = sum(map(len, contexts.texts(context)))
     layout = contexts.layout_bytes(context)
     size = characters + layout
-    room = (policy.limits.memory_mb - _KERNEL_MB) * MIB - before.memory
+    room = _room(policy) - before.memory
     beside = f" beside the {before.file:,} bytes of earlier ones" if before.file else ""
     if characters * 4 + layout > min(limit, room):
         size = layout + sum(len(piece) for text in contexts.texts(context) for piece in contexts.encode(text))

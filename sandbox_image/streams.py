@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import zmq
 from ipykernel.iostream import IOPubThread, OutStream
 
 # Messages that wait for the thread that publishes them; who has more to say waits for it.
@@ -25,13 +26,30 @@ class BoxIOPubThread(IOPubThread):
 
     def schedule(self, f: Callable[..., Any]) -> None:
         """Have ``f`` called by the publishing thread, after all that was scheduled before."""
-        if not self.thread.is_alive() or threading.get_ident() == self.thread.ident:
+        if threading.get_ident() == self.thread.ident:
+            f()
+            self._welcome()
+            return
+        if not self.thread.is_alive():
             f()
             return
         while len(self._events) >= MAX_WAITING:
             time.sleep(0.001)
         self._events.append(f)
         self.io_loop.add_callback(self._handle_event, None)
+
+    def _handle_event(self, msg: Any) -> None:
+        super()._handle_event(msg)  # type: ignore[no-untyped-call]
+        self._welcome()
+
+    def _welcome(self) -> None:
+        """Welcome whoever subscribed while something was sent.
+
+        A send takes up what libzmq's own thread had to announce, and the loop is not woken for that a second time
+        (zmq_getsockopt(3), ZMQ_FD). Without the welcome the supervisor waits for ever for its kernel.
+        """
+        if self.socket.events & zmq.POLLIN:
+            self._xpub_stream.flush(zmq.POLLIN)
 
 
 class BoxStream(OutStream):

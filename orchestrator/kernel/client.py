@@ -364,7 +364,14 @@ class KernelClient:
 
     @property
     def _over(self) -> bool:
-        return self._replied or self.gone or self._death is not None
+        return self._replied or self._dead
+
+    @property
+    def _dead(self) -> bool:
+        return self.gone or self._death is not None
+
+    def _over_by(self, step: Step) -> bool:
+        return self._dead if step == "kill" else self._over
 
     async def _sent(self, sending: Awaitable[None]) -> None:
         try:
@@ -377,17 +384,19 @@ class KernelClient:
             raise RuntimeError("no cell is open")
         if self._violation:
             return _End("protocol_error", f"the box broke the protocol: {self._violation}")
-        if self._replied:
-            return _End(self._fold.replied or "error", "", state_lost=False)
+        death = "" if self._death is None else _describe_death(self._death)
+        if self._replied:  # and may have died since
+            return _End(self._fold.replied or "error", death, state_lost=self._death is not None)
         if self._death is not None:
-            return _End("oom" if self._death.get("oom") is True else "died", _describe_death(self._death))
+            return _End("oom" if self._death.get("oom") is True else "died", death)
         return _End("died", "the box ended")
 
     async def _ladder(self, why: Status, reason: str) -> _End:
         """Climb from step to step until the cell is over.
 
         A step's order is sent by a task that the step's end does not cut off: it may have to wait behind a long answer
-        to a call, and half a frame would make nonsense of all that follow it.
+        to a call, and half a frame would make nonsense of all that follow it. From the order to kill on, a reply ends
+        nothing: the kernel that sent it dies of the order all the same, and would take the next cell along.
         """
         steps: tuple[tuple[Step, Kind, float], ...] = (
             ("interrupt", Kind.INTERRUPT, INTERRUPT_GRACE_S),
@@ -401,16 +410,16 @@ class KernelClient:
                     climbed.append(step)
                     sends.start_soon(self._sent, self._order(kind))
                     with anyio.move_on_after(grace_s):
-                        while not self._over:
+                        while not self._over_by(step):
                             await self._changed.wait()
-                    if self._over:
+                    ended = self._over_by(step)
+                    if ended:
                         break
-                ended = self._over
                 sends.cancel_scope.cancel()
         if ended:
             outcome = self._outcome()
             status = outcome.status if outcome.status in ("oom", "protocol_error") else why
-            return _End(status, f"{reason}: {_told(climbed)}", not self._replied, tuple(climbed))
+            return _End(status, f"{reason}: {_told(climbed)}", outcome.state_lost, tuple(climbed))
         self.give_up("it did not end its kernel")
         climbed.append("destroy")
         return _End(why, f"{reason}: {_told(climbed)}", ladder=tuple(climbed))

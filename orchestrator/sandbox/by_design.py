@@ -153,7 +153,7 @@ BY_DESIGN: tuple[Control, ...] = (
     Control(
         id="P23",
         what="no box outlives its owner",
-        sets="end of the stream, labels, sweep at start",
+        sets="end of the stream; labels, by which `rlm-sandbox clean` knows what an owner left",
         stops="orphans",
     ),
     Control(

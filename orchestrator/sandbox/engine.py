@@ -277,7 +277,9 @@ class Engine:
 
         try:
             self._api.wait(container, timeout=math.ceil(timeout_s), condition="removed")
-        except requests.exceptions.Timeout:
+        except (requests.exceptions.Timeout, requests.exceptions.ConnectionError):
+            # The engine sends the head of its reply at once; requests calls a body that is late a ConnectionError. An
+            # engine that is gone is one, too: what is asked of it next will say so.
             return False
         return True
 

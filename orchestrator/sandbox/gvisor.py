@@ -24,6 +24,8 @@ _VERSION = re.compile(r"Linux version (4\.4\.0 #1 SMP Sun Jan 10 15:06:54 PST 20
 # gVisor serves one process of the box with several of the host's: some 2 with its platform systrap, and with ptrace up
 # to one for each of its own threads. The limit of the box is RLIMIT_NPROC, which gVisor keeps; this one is behind it.
 HOST_TASKS = 16
+# What it takes itself of the memory of a box (an idle one has 95 to 98 MiB under it, 68 without), and some to spare.
+MEMORY_MB = 32
 ENOSYS = 38
 # Names of calls, and what they are called in releases of 2022.
 _OTHER_NAMES = {"pselect6": "pselect"}

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcReply
+from tests.support import policies
 from tests.support.live import TIMEOUT, box, outcome, value
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -111,5 +112,10 @@ def attempt(path, flags):
 [attempt(f"/proc/1/fd/{number}", os.O_WRONLY) for number in (0, 1, 2)]
 """
     async with box(engine) as opened:
-        assert set(await value(opened, code)) <= {"PermissionError", "FileNotFoundError", "OSError"}
+        said = set(await value(opened, code))
+        if "held" in opened.info.controls["P1"]:
+            assert said <= {"PermissionError", "FileNotFoundError", "OSError"}
+        else:  # what such a release of gVisor lets a cell do with it, and wins by it, is in tests/escape/test_gvisor.py
+            assert "P1" in policies.REPORTED
+            assert None in said
         assert await value(opened, "2") == 2

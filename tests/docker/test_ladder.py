@@ -18,7 +18,7 @@ from orchestrator.kernel.result import Step
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply
 from sandbox_image.wire import Kind
-from tests.support.hazards import DEATHS, HANGS, HARMLESS, KILLED, Hazard
+from tests.support.hazards import DEATHS, HANGS, HARMLESS, KILLED, SIGNALS, Hazard
 from tests.support.live import LADDER_S, POLICY, REMOVAL_S, TIMEOUT, box, outcome, value
 from tests.support.policies import otherwise_under_gvisor
 
@@ -205,6 +205,10 @@ class TestDeaths:
 
     async def test_what_only_looks_like_an_end_is_none(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         await all_of(engine, HARMLESS, TIMEOUT / 2, monkeypatch)
+
+    @otherwise_under_gvisor("the first process is not immune to signals")
+    async def test_a_signal_to_the_supervisor_is_no_end(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        await all_of(engine, SIGNALS, TIMEOUT / 2, monkeypatch)
 
     async def test_a_death_between_two_cells_is_told_by_the_second(self, engine: Engine) -> None:
         async with box(engine) as opened:

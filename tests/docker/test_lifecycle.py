@@ -254,6 +254,11 @@ class TestOrphans:
         assert {stage for stage, how in found.items() if how == "swept"} <= NOT_STARTED
         assert found["start before"] == "swept"  # without which it would be there still
 
+    async def test_a_box_that_does_not_hear_its_end_is_killed(self, engine: Engine) -> None:
+        async with box(engine) as opened:
+            await to_thread.run_sync(lambda: engine._api.kill(opened.info.container, signal="SIGSTOP"))
+        assert engine.containers(f"{OWNER_LABEL}={container.owner()}") == []
+
     async def test_a_box_whose_owner_is_killed_is_gone_within_a_second(self, engine: Engine) -> None:
         process = await anyio.open_process(
             [sys.executable, "-c", OWNER, "cell"], stdout=subprocess.PIPE, cwd=str(bundle.path("."))

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from orchestrator import context as contexts
+from orchestrator import interpreter
 from orchestrator.errors import ConfigurationError, ContextError, SandboxStartError
 from orchestrator.interpreter import Sandbox
 from orchestrator.sandbox import hardening
@@ -222,6 +223,12 @@ class TestContext:
         async with box(engine, "limits.context_mb=8", context="x" * (8 << 20)) as opened:
             assert await value(opened, "len(context)") == 8 << 20
 
+    async def test_the_largest_that_its_memory_allows_fits(self, engine: Engine) -> None:
+        settings = ("limits.memory_mb=256", "limits.context_mb=256")
+        most = interpreter._room(POLICY.override(list(settings))) - 1000  # for its layout
+        async with box(engine, *settings, context="x" * most) as opened:
+            assert await value(opened, "work = bytearray(16 << 20); len(context), context.count('x')") == (most, most)
+
     async def test_one_whose_str_memory_cannot_hold_is_read_from_its_file(self, engine: Engine) -> None:
         async with box(engine, context=TOO_WIDE) as opened:
             found = await value(opened, "(len(context), context.count('x'), context[:2], context.find('end'))")
@@ -244,7 +251,7 @@ class TestContext:
     async def test_one_whose_file_memory_cannot_hold_is_refused(self, engine: Engine) -> None:
         memory_mb = POLICY.limits.memory_mb
         with pytest.raises(ContextError, match=f"memory_mb = {memory_mb} leaves"):
-            async with box(engine, context="x" * ((memory_mb - 90) << 20)):
+            async with box(engine, f"limits.context_mb={memory_mb}", context="x" * ((memory_mb - 90) << 20)):
                 pass
 
 
@@ -276,7 +283,7 @@ async def test_what_is_known_of_a_box_is_told(engine: Engine) -> None:
         assert record["HostConfig"]["Runtime"] == info.runtime
         assert set(info.controls) == {control.id for control in CONTROLS}
         off = {name for name, found in info.controls.items() if "held" not in found}
-        assert off <= ({"P1"} if policies.UNDER_GVISOR else set())
+        assert off <= policies.REPORTED
         assert info.opened_s > 0
         assert not opened.gone
     assert isinstance(opened, Sandbox)

@@ -14,7 +14,6 @@ from orchestrator.sandbox import cis
 from orchestrator.sandbox.engine import Engine
 from orchestrator.selfcheck import ATTACKS, HANG
 from tests.support.live import POLICY, box
-from tests.support.policies import otherwise_under_gvisor
 from tests.support.weakened import Config, weakened_box
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -44,7 +43,6 @@ async def test_every_attack_is_contained(engine: Engine) -> None:
     assert [(outcome.attack.what, outcome.said) for outcome in outcomes if outcome.failed] == []
 
 
-@otherwise_under_gvisor("the host's kernel is not what refuses")
 async def test_without_its_control_each_attack_says_something_else(engine: Engine) -> None:
     async with weakened_box(POLICY, without_controls) as opened:
         outcomes = {outcome.attack.what: outcome async for outcome in selfcheck.run(opened, POLICY)}
@@ -62,7 +60,6 @@ async def test_the_engines_record_of_a_box_passes_the_benchmark(engine: Engine) 
     assert [verdict for verdict in verdicts if verdict.state == "fail"] == []
 
 
-@otherwise_under_gvisor("the host's kernel is not what refuses")
 async def test_that_of_one_without_controls_does_not(engine: Engine) -> None:
     async with weakened_box(POLICY, without_controls) as opened:
         verdicts = cis.judge(engine.inspect(opened.info.container), engine.info())

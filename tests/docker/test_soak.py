@@ -18,7 +18,6 @@ from tests.soak import figures
 from tests.soak.figures import MEMORY_SLACK_MIB, MIB
 from tests.soak.hazards import CELLS, ENDS, plans
 from tests.support.live import box
-from tests.support.policies import otherwise_under_gvisor
 
 
 @pytest.mark.docker
@@ -33,7 +32,6 @@ def test_a_dozen_boxes_leave_nothing_behind(engine: Engine) -> None:
 
 @pytest.mark.docker
 @pytest.mark.anyio
-@otherwise_under_gvisor("the runtime's processes have other names")
 async def test_the_figures_see_a_box_that_is_open(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

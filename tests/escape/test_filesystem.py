@@ -72,7 +72,6 @@ sorted(folder for folder in found if not folder.startswith("/run/box/"))
 """
         assert await ask(engine, code) == ["/dev/shm", "/run/box", SCRATCH]  # noqa: S108 - the box's
 
-    @otherwise_under_gvisor("fewer of these files are there")
     @case("KE17", "KE18", "KE19", controls="H6 H8 H25", alone="to write these would change the host")
     async def test_settings_of_the_kernel_and_the_cgroup_cannot_be_written(self, engine: Engine) -> None:
         code = """
@@ -85,7 +84,7 @@ for name in ("*.max", "cgroup.procs", "release_agent"):
 {path: attempt(lambda: open(path, "w").write("1")) for path in paths}
 """
         found = await ask(engine, code)
-        assert len(found) > 7
+        assert len(found) > (5 if UNDER_GVISOR else 7)
         assert set(found.values()) <= {"EROFS", "EACCES", "ENOENT"}
 
 

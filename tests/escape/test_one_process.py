@@ -26,8 +26,9 @@ def child(start):
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
+holding = ctypes.PyDLL(None, use_errno=True)  # a fork while another thread has the GIL would wait for it for ever
 def raw(number, *arguments):
-    pid = libc.syscall(number, *arguments)
+    pid = holding.syscall(number, *arguments)
     if pid == -1:
         raise OSError(ctypes.get_errno(), "syscall")
     return pid

@@ -25,7 +25,8 @@ pytestmark = [
     pytest.mark.docker,
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of system calls are those of x86_64"),
     pytest.mark.skipif(
-        gvisor.asked_for(policies.base().sandbox.runtime), reason="gVisor serves system calls, and filters them, itself"
+        gvisor.asked_for(policies.base().sandbox.runtime),
+        reason="gVisor serves system calls, and filters them, itself: test_gvisor.py makes the forbidden ones",
     ),
 ]
 

@@ -207,9 +207,6 @@ HARMLESS: dict[str, Hazard] = {
     "a BaseException": Hazard("class E(BaseException): pass\nraise E", status="error", words="E"),
     "an interrupt of its own": Hazard("raise KeyboardInterrupt", status="error", words="KeyboardInterrupt"),
     "recursion (TE17)": Hazard("def f(): f()\nf()", status="error", words="RecursionError"),
-    "signals to the supervisor (TE14)": Hazard(
-        "import os\nfor n in (1, 2, 3, 9, 10, 15, 19): os.kill(1, n)", status="ok"
-    ),
     "no stdout (TE24)": Hazard("import sys; sys.stdout = sys.stderr = None", status="ok"),
     "stdout without a flush (TE24)": Hazard("import sys; sys.stdout = object()", status="ok"),
     "descriptors of stdout closed (TE24)": Hazard("import os; os.close(1); os.close(2)", status="ok"),
@@ -221,4 +218,11 @@ HARMLESS: dict[str, Hazard] = {
     ),
     "stops the loop (TE22)": Hazard(_STOPS_THE_LOOP, status="ok"),
     "a trace that fails": Hazard("import sys; sys.setprofile(lambda *_: 1 / 0)", status="error", words="Zero"),
+}
+
+# Harmless, too, where the kernel keeps the first process of a PID namespace from signals that come from inside it.
+SIGNALS: dict[str, Hazard] = {
+    "signals to the supervisor (TE14)": Hazard(
+        "import os\nfor n in (1, 2, 3, 9, 10, 15, 19): os.kill(1, n)", status="ok"
+    ),
 }

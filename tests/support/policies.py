@@ -18,6 +18,8 @@ def base() -> Policy:
 
 
 UNDER_GVISOR = gvisor.asked_for(base().sandbox.runtime)
+# Controls that a box of this run need not have in force; its report says whether it has.
+REPORTED = frozenset(name for name, found in gvisor.DIFFERENCES.items() if UNDER_GVISOR and found.inside == "reported")
 
 
 def otherwise_under_gvisor(why: str) -> pytest.MarkDecorator:

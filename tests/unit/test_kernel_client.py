@@ -227,6 +227,21 @@ class TestCells:
             assert "signal 9" in result.detail
             assert not (await cell(client, guest, answer)).state_lost
 
+    async def test_a_death_just_after_the_reply_is_told_with_it(self) -> None:
+        async def replies_and_dies(guest: HostileGuest, request: str) -> None:
+            reply = {"msg_id": "reply", "msg_type": "execute_reply", "version": "5.3"}
+            parts = [json.dumps(part).encode() for part in (reply, {"msg_id": request}, {}, {"status": "ok"})]
+            frame = wire.encode(Kind.KERNEL, wire.pack_parts(Channel.SHELL, [DELIMITER, b"", *parts]))
+            await guest.raw(frame + wire.encode(Kind.DIED, b'{"code":7}'))  # heard by the host in one piece
+            await guest.send(Kind.READY, {})
+
+        async with ready() as (client, guest):
+            result = await cell(client, guest, replies_and_dies, 3)
+            assert (result.status, result.state_lost) == ("ok", True)
+            assert "exit code 7" in result.detail
+            result = await cell(client, guest, answer)
+            assert (result.status, result.state_lost, result.detail) == ("ok", False, "")
+
     @pytest.mark.parametrize("fault", ["", "no_start", "context_changed"])
     async def test_a_kernel_that_does_not_come_back_ends_the_box(self, fault: str) -> None:
         async with ready() as (client, guest):
@@ -515,6 +530,25 @@ class TestLadder:
             assert (result.status, result.state_lost) == ("timeout", True)
             assert "killed" in result.detail
             assert (await cell(client, guest, answer)).ok
+
+    async def test_a_reply_that_crosses_the_order_to_kill_does_not_hand_the_death_to_the_next_cell(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(clients, "KILL_GRACE_S", 3.0)
+
+        async def replies_and_is_killed(guest: HostileGuest, request: str) -> None:
+            await guest.receive(Kind.RESTART)
+            await guest.reply(request)
+            await anyio.wait_all_tasks_blocked()  # the host has heard it
+            await guest.died(code=-9)
+            await guest.send(Kind.READY, {})
+
+        async with ready() as (client, guest):
+            result = await cell(client, guest, replies_and_is_killed)
+            assert (result.status, result.state_lost) == ("timeout", True)
+            assert result.ladder == ("interrupt", "interrupt", "kill")
+            result = await cell(client, guest, answer)
+            assert (result.status, result.state_lost, result.stdout) == ("ok", False, "out")
 
     async def test_a_flood_is_stopped_long_before_its_deadline(self) -> None:
         async def flood(guest: HostileGuest, request: str) -> None:
