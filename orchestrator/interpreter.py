@@ -28,6 +28,7 @@ from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.prepared import Prepared, prepared, send_context
 from orchestrator.sandbox import gvisor, hardening
+from orchestrator.sandbox.container import sweep_once
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.mux import Mux, refuse_everything
 from orchestrator.transport.rpc import RpcHandler
@@ -148,11 +149,13 @@ class Sandbox:
                 tasks.start_soon(to_thread.run_sync, preload)  # while the engine works
                 async with prepared(connected, policy) as empty:
                     await empty.fill(context, rpc or refuse_everything, tools)
+                    tasks.start_soon(sweep_once, connected)
                     try:
                         yield cls.of(empty, policy, connected, time.monotonic() - began)
                     except BaseException as error:
                         whole.append(error)
                         raise
+                tasks.cancel_scope.cancel()  # nobody waits for the sweep
 
     @classmethod
     def of(cls, filled: Prepared, policy: Policy, engine: Engine, opened_s: float) -> Sandbox:

@@ -24,6 +24,7 @@ from orchestrator.interpreter import Sandbox, check_context, connection
 from orchestrator.kernel.client import preload
 from orchestrator.policy import Policy
 from orchestrator.prepared import Prepared, prepared
+from orchestrator.sandbox.container import sweep_once
 from orchestrator.sandbox.engine import Engine
 from orchestrator.transport.mux import refuse_everything
 from orchestrator.transport.rpc import RpcHandler
@@ -90,6 +91,7 @@ class Pool:
                 tasks.start_soon(to_thread.run_sync, preload)
                 pool = cls(policy, size, connected, tasks)
                 pool._refill()
+                tasks.start_soon(sweep_once, connected)
                 try:
                     yield pool
                 except BaseException as error:

@@ -153,7 +153,7 @@ BY_DESIGN: tuple[Control, ...] = (
     Control(
         id="P23",
         what="no box outlives its owner",
-        sets="end of the stream; labels, by which `rlm-sandbox clean` knows what an owner left",
+        sets="end of the stream; labels, by which a sweep beside each process's first box knows what an owner left",
         stops="orphans",
     ),
     Control(

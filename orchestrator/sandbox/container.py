@@ -2,7 +2,8 @@
 
 Three nets catch a container whose owner could not clean up: it removes itself when its supervisor ends, which it does
 when its owner's connection closes (so 0.1 s after ``kill -9``); it carries labels of owner and expiry; and
-:func:`sweep` removes what a dead owner left where the engine was in the middle of creating it.
+:func:`sweep` removes what a dead owner left where the engine was in the middle of creating it. Each process does that
+once, beside its first box (:func:`sweep_once`).
 """
 
 from __future__ import annotations
@@ -126,7 +127,19 @@ async def sweep(engine: Engine) -> list[str]:
             engine.end(container, END_TIMEOUT_S)
         return found
 
-    return await to_thread.run_sync(remove_abandoned)
+    return await to_thread.run_sync(remove_abandoned, abandon_on_cancel=True)
+
+
+# Engines that this process has swept.
+_swept: set[str] = set()
+
+
+async def sweep_once(engine: Engine) -> None:
+    """Remove what dead owners left on an engine, unless this process did so before; what fails is left to others."""
+    if engine.address not in _swept:
+        _swept.add(engine.address)
+        with suppress(EngineUnavailableError):
+            await sweep(engine)
 
 
 @asynccontextmanager

@@ -157,6 +157,11 @@ class Engine:
             # Every box keeps one connection for its stream besides those of short requests.
             return cls(docker.APIClient(version="auto", timeout=REQUEST_TIMEOUT_S, max_pool_size=64, **settings))
 
+    @property
+    def address(self) -> str:
+        """Where it is, as the client has it."""
+        return str(self._api.base_url)
+
     def close(self) -> None:
         """Close idle connections; streams that were attached stay open."""
         self._api.close()

@@ -173,6 +173,7 @@ from orchestrator.sandbox import container
 from orchestrator.sandbox.engine import Engine
 from tests.support.live import POLICY
 stage = sys.argv[1]
+container._swept.add(Engine.connect().address)  # else each would take what another one leaves
 def here():
     print("here", flush=True)
     time.sleep(1000)
@@ -280,6 +281,35 @@ class TestOrphans:
 
         # A second on a machine that has nothing else to do.
         assert await to_thread.run_sync(removed) < LADDER_S
+
+    async def test_the_first_box_of_a_process_has_what_dead_owners_left_swept_and_later_ones_do_not(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        swept: list[list[str]] = []
+        over = anyio.Event()
+        sweeping = container.sweep
+
+        async def noted(engine: Engine) -> list[str]:
+            swept.append(await sweeping(engine))
+            over.set()
+            return swept[-1]
+
+        monkeypatch.setattr(container, "sweep", noted)
+        monkeypatch.setattr(container, "_swept", set())
+        host, _, _ = container.owner().rpartition(f":{os.getpid()}:")
+        labels = {OWNER_LABEL: f"{host}:4194304:1", EXPIRES_LABEL: str(int(time.time()) + 1000)}
+        config = hardening.container_config(POLICY, image.find(engine).id, "{}", labels)
+        config["HostConfig"]["SecurityOpt"] = []
+        orphan = engine.create(config, f"rlm-sandbox-of-a-test-{secrets.token_hex(6)}")
+        try:
+            async with box(engine) as opened, box(engine):
+                with anyio.fail_after(REMOVAL_S):
+                    await over.wait()
+                assert orphan in swept[0]
+                assert await value(opened, "1") == 1
+            assert len(swept) == 1
+        finally:
+            engine.end(orphan, REMOVAL_S)
 
     async def test_what_a_dead_owner_left_behind_is_swept_and_what_a_living_one_has_is_not(
         self, engine: Engine
