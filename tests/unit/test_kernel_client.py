@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import SandboxGoneError, SandboxStartError
 from orchestrator.kernel import client as clients
+from orchestrator.kernel import hearing
 from orchestrator.kernel.client import KernelClient
 from orchestrator.kernel.result import ExecutionResult
 from sandbox_image import wire
@@ -185,7 +186,7 @@ class TestCells:
             assert (await cell(client, guest, late)).status == "ok"
 
     async def test_messages_of_no_cell_without_end_burn_the_box(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(clients, "MAX_LATE_MESSAGES", 10)
+        monkeypatch.setattr(hearing, "MAX_LATE_MESSAGES", 10)
 
         async def flood(guest: HostileGuest, _request: str) -> None:
             for _ in range(12):
