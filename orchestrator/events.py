@@ -78,11 +78,15 @@ class SandboxOpened(Event):
     lent: bool = False
 
 
+KEPT = "kept"
+"""Why a box was given back that lives on."""
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxClosed(Event):
     """A box was destroyed; ``reason`` says why when it was not simply done with.
 
-    The reason ``kept`` tells that it was not, and waits for the next question of its session.
+    The reason :data:`KEPT` tells that it was not, and waits for the next question of its session.
     """
 
     kind: ClassVar[str] = "sandbox_closed"

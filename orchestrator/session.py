@@ -12,7 +12,7 @@ import anyio
 from orchestrator.broker import Accept, Broker
 from orchestrator.context import Context
 from orchestrator.errors import RlmSandboxError
-from orchestrator.events import CellFinished, CellStarted, Recorder, SandboxClosed, SandboxOpened
+from orchestrator.events import KEPT, CellFinished, CellStarted, Recorder, SandboxClosed, SandboxOpened
 from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.ledger import Reservation, Scope
@@ -54,9 +54,6 @@ class Box(Protocol):
             SandboxError: the box is dead, or was given up because it did not take the context.
         """
 
-
-KEPT = "kept"
-"""Why a box was given back that lives on."""
 
 OpenBox = Callable[..., AbstractAsyncContextManager[Box]]
 """Opens a box that holds a context and whose calls a handler answers; it is destroyed when the context is left.

@@ -68,8 +68,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     listing = verbs.add_parser(
         "list",
         help="list the runs",
-        description="List the runs of a folder, the newest first: id, time, status and question. Child runs are not "
-        "listed; `journal show` has them in their parent's place.",
+        description="List the runs of a folder, the newest first: id, time, status and question; q2 marks the "
+        "second question of a session. Child runs are not listed; `journal show` has them in their parent's place.",
         allow_abbrev=False,
     )
     add_journal(listing)
@@ -186,8 +186,10 @@ def handle_list(args: argparse.Namespace) -> int:
         return EXIT_OK
     if not runs:
         note(f"no runs in {directory}")
+    in_sessions = any(run.session for run in runs)
     for run in runs:
-        head = f"{one_line(run.run, 128)}  {local_time(run.time)}  {one_line(run.status, 10):10}  "
+        place = f"q{run.session['question']:<4}" if run.session else " " * 5 * in_sessions
+        head = f"{one_line(run.run, 128)}  {local_time(run.time)}  {one_line(run.status, 10):10}  {place}"
         out(head + one_line(run.query, max(_width() - len(head), 20)))
     return EXIT_OK
 

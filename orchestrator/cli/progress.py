@@ -181,6 +181,8 @@ class Progress:
         if self.live and isinstance(event, _UNDER_WAY) and (run.depth or isinstance(event, _BEGINNINGS)):
             return []
         match event:
+            case events.CellStarted(turn=0) | events.CellFinished(turn=0):
+                lines = self._of_ours(event, run)
             case events.RunStarted() if run.depth == 0:
                 lines = self._question(event, run)
             case events.RootReplied():
@@ -198,10 +200,18 @@ class Progress:
                 lines = self._said(event, run)
         return lines
 
+    def _of_ours(self, event: events.CellStarted | events.CellFinished, run: _Run) -> list[str]:
+        # No model wrote it, and nobody wants to read it: that it failed is all there is to tell.
+        if isinstance(event, events.CellStarted) or event.result["status"] == "ok":
+            return []
+        lost = ", variables lost" if event.result["state_lost"] else ""
+        return [self._line(f"a cell of rlm-sandbox itself: {event.result['status']}{lost}", "yellow", run)]
+
     def _question(self, event: events.RunStarted, run: _Run) -> list[str]:
         models = f"{event.root_model}, sub-calls {event.sub_model}"
+        number = f" {event.session['question']}" if event.session else ""
         return [
-            self._line(f"question: {event.query}", "bold", run),
+            self._line(f"question{number}: {event.query}", "bold", run),
             self._line(f"context: {context_facts(event.context)}; models: {models}", "dim", run),
             *(self._line(_UNPRICED.format(name), "yellow", run) for name in self._unpriced(event)),
         ]
@@ -311,7 +321,8 @@ def _said(event: Event) -> tuple[str, str] | None:
     """Return the one line that some events are worth, and its style."""
     match event:
         case events.SandboxOpened():
-            return f"sandbox ready in {event.elapsed_s:.2f} s ({event.runtime or 'default runtime'})", "dim"
+            ready = f"ready in {event.elapsed_s:.2f} s ({event.runtime or 'default runtime'})"
+            return f"sandbox {'of the questions before, with its variables' if event.lent else ready}", "dim"
         case events.RootFailed() | events.RetryScheduled():
             return _of_failure(event), "yellow"
         case events.CircuitChanged():

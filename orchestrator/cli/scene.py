@@ -94,15 +94,12 @@ class Scene:
     def _change(self, run: Run, event: events.Event, now: float) -> None:
         match event:
             case events.RunStarted():
-                run.query = one_line(event.query, _EXCERPT)
-                if not run.depth:
-                    budget = event.policy.get("budget", {})
-                    self.budget = {key: value for key, value in budget.items() if isinstance(value, int | float)}
+                self._begin(run, event)
             case events.SubcallStarted():
                 run.calls[event.call] = Call(event.call, one_line(event.prompt, _EXCERPT), now)
             case events.SubcallFinished() | events.SubcallFailed():
                 run.calls.pop(event.call, None)
-            case events.CellStarted():
+            case events.CellStarted() if event.turn:
                 run.code = code_lines(event.code)
             case events.CellFinished():
                 run.code = []
@@ -115,6 +112,14 @@ class Scene:
         doing = _doing(event)
         if doing:
             run.doing, run.since = doing, now
+
+    def _begin(self, run: Run, event: events.RunStarted) -> None:
+        run.query = one_line(event.query, _EXCERPT)
+        if event.session.get("question", 1) > 1:
+            run.doing = "going on in the sandbox"
+        if not run.depth:
+            budget = event.policy.get("budget", {})
+            self.budget = {key: value for key, value in budget.items() if isinstance(value, int | float)}
 
     def lines(self, width: int, height: int, now: float) -> list[Line]:
         """Return what a terminal of ``width`` by ``height`` shows now, the last column left free."""
@@ -212,9 +217,9 @@ def _doing(event: events.Event) -> str:
             return "the root model is asked"
         case events.RootReplied():
             return "reading the reply"
-        case events.CellStarted():
+        case events.CellStarted() if event.turn:
             return f"cell {event.cell}"
-        case events.CellFinished():
+        case events.CellFinished() if event.turn:
             return f"after cell {event.cell}"
         case events.RunFinished():
             return event.status.replace("_", " ")

@@ -13,7 +13,7 @@ import anyio
 from anyio import from_thread, to_thread
 
 from orchestrator.context import Context, check
-from orchestrator.errors import ConfigurationError, ResumeError
+from orchestrator.errors import ConfigurationError
 from orchestrator.events import Sink
 from orchestrator.ledger import Scope
 from orchestrator.models import retry
@@ -309,8 +309,6 @@ class RLM:
             raise ConfigurationError("redact is chosen when a run begins: it cannot be resumed into a redacted journal")
         context = check(context)
         run = await to_thread.run_sync(Resumable.of, Path(journal), settings)
-        if run.tape.started.get("session"):
-            raise ResumeError(f"{journal} is the journal of a session's question: RLM.resume_session takes it up")
         if run.is_over:
             return result_of(run.tape)
         await to_thread.run_sync(run.check, context, self._tools)

@@ -64,7 +64,7 @@ class Resumable:
 
         Raises:
             JournalError: it cannot be read, or is damaged.
-            ResumeError: it is redacted; or it is a child's, whose parent is to be resumed.
+            ResumeError: it is redacted; or it is a child's, whose parent is to be resumed, or a session's.
             PolicyError: a setting is wrong.
             ConfigurationError: the run has had its wall time, and it was not raised.
         """
@@ -72,6 +72,11 @@ class Resumable:
         if tape.parent is not None:
             raise ResumeError(f"{path} is the journal of a child run: resume its parent, {tape.parent}")
         not_redacted(tape)
+        if session := tape.started.get("session"):
+            raise ResumeError(
+                f"{path} is question {session['question']} of a session, which goes on as a whole: rlm-sandbox chat "
+                f"--resume {session['id']}; from Python, RLM.resume_session takes it up"
+            )
         found = cls(tape, recorded_policy(tape, settings), tape.started["query"], form_of(tape))
         policy = found.policy
         if policy.budget.wall_s <= tape.elapsed_s and not found.is_over:

@@ -14,9 +14,9 @@ from typing import Literal, Self
 
 from orchestrator.context import Context, check, describe
 from orchestrator.errors import JournalError, ResumeError
+from orchestrator.events import KEPT
 from orchestrator.policy import Policy
 from orchestrator.rlm.resume import not_redacted, recorded_policy
-from orchestrator.session import KEPT
 from orchestrator.trajectory.journal import SUFFIX
 from orchestrator.trajectory.tape import Tape
 

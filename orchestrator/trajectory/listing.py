@@ -24,6 +24,7 @@ class Summary:
         status: how it ended, or ``unfinished``.
         query: the question.
         path: its journal.
+        session: of a question of a session, its ``id`` and which ``question`` it is, from 1; None for other runs.
     """
 
     run: str
@@ -32,6 +33,7 @@ class Summary:
     status: str
     query: str
     path: str
+    session: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as ``journal list --json`` prints it."""
@@ -48,7 +50,14 @@ def summarize(path: Path) -> Summary:
     if first is None or first.kind != "run_started" or not isinstance(first.fields.get("query"), str):
         raise JournalError(f"{path} does not begin with a run")
     status = _last_status(path) or "unfinished"
-    return Summary(first.run, first.parent, first.time, status, first.fields["query"], str(path))
+    session = _place(first.fields.get("session"))
+    return Summary(first.run, first.parent, first.time, status, first.fields["query"], str(path), session)
+
+
+def _place(session: object) -> dict[str, Any] | None:
+    if not isinstance(session, dict) or not isinstance(session.get("question"), int):
+        return None
+    return {"id": str(session.get("id")), "question": session["question"]}
 
 
 def _last_status(path: Path) -> str | None:

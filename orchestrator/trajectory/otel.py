@@ -4,6 +4,10 @@ Which SDK takes them, and where they go, is the application's to configure; with
 costs. Names are those of the GenAI semantic conventions 1.37 where they have one, and begin with ``rlm.`` otherwise.
 No text of a prompt, an answer, a cell or its output is in them unless ``content`` is asked for.
 
+A question of a session is a run whose ``gen_ai.conversation.id`` is the session's. It has a ``rlm.box`` span for the
+time it has the box, and ``rlm.box.open`` counts boxes that runs have: one that waits between two questions is not
+counted, because no event tells when a session is left and its box goes.
+
 A run is an ``invoke_agent`` span; in it are the box, the root model's turns (``chat``), the cells (``execute_tool``)
 and, in the cell that asked, the sub-calls (``chat``) and child runs.
 """
@@ -69,7 +73,7 @@ class Telemetry:
         self._durations = meter.create_histogram("gen_ai.client.operation.duration", "s", "seconds of one request")
         self._cost = meter.create_counter("rlm.cost", "{USD}", "US dollars by the price table")
         self._opened = meter.create_histogram("rlm.box.open.duration", "s", "seconds until a box was ready")
-        self._boxes = meter.create_up_down_counter("rlm.box.open", "{box}", "boxes that are open")
+        self._boxes = meter.create_up_down_counter("rlm.box.open", "{box}", "boxes that a run has")
         self._in_flight = meter.create_up_down_counter("rlm.subcall.in_flight", "{call}", "sub-calls at a provider")
         self._refusals = meter.create_counter("rlm.refusal", "{call}", "calls from boxes that were refused")
         self._runs: dict[str, _Run] = {}
@@ -112,13 +116,16 @@ class Telemetry:
         attributes: Attributes = {
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.agent.name": SCOPE,
-            "gen_ai.conversation.id": envelope.run,
+            "gen_ai.conversation.id": str(event.session.get("id") or envelope.run),
+            "rlm.run": envelope.run,
             "gen_ai.request.model": event.root_model,
             "rlm.depth": event.depth,
             "rlm.sub_model": event.sub_model,
             "rlm.policy": str(event.policy.get("name", "")),
             "rlm.context.characters": int(event.context.get("characters", 0)),
         }
+        if event.session:
+            attributes["rlm.question"] = int(event.session["question"])
         self._add(attributes, "rlm.query", event.query)
         asked_by = self._parents.pop(envelope.run, None)
         span = self._start(f"invoke_agent {SCOPE}", asked_by, envelope, attributes)
@@ -142,9 +149,13 @@ class Telemetry:
         del self._runs[envelope.run]
 
     def _box_opened(self, run: _Run, event: events.SandboxOpened, envelope: Envelope) -> None:
-        run.box = self._start("rlm.box", run.span, envelope, {"container.id": event.container}, began_s=event.elapsed_s)
+        # A box that was lent was opened, and that was measured, in the run of an earlier question.
+        began_s = 0.0 if event.lent else event.elapsed_s
+        attributes: Attributes = {"container.id": event.container, "rlm.box.lent": event.lent}
+        run.box = self._start("rlm.box", run.span, envelope, attributes, began_s=began_s)
         run.box.set_attributes({"container.image.id": event.image, "container.runtime.name": event.runtime})
-        self._opened.record(event.elapsed_s)
+        if not event.lent:
+            self._opened.record(event.elapsed_s)
         self._boxes.add(1)
 
     def _box_closed(self, run: _Run, event: events.SandboxClosed, envelope: Envelope) -> None:
@@ -152,7 +163,7 @@ class Telemetry:
             return
         box, run.box = run.box, None
         self._boxes.add(-1)
-        if event.reason:
+        if event.reason not in ("", events.KEPT):
             _fail(box, event.reason, envelope)
         else:
             box.end(_ns(envelope))

@@ -11,6 +11,7 @@ from orchestrator.errors import JournalError
 from orchestrator.text import counted, one_line
 from orchestrator.trajectory.books import Books
 from orchestrator.trajectory.chain import Chain, sealed
+from orchestrator.trajectory.following import following
 from orchestrator.trajectory.journal import RUN_ID, SUFFIX
 from orchestrator.trajectory.reading import Line, Reader, Record
 
@@ -82,8 +83,9 @@ def verify(path: Path, head: str | None = None) -> Report:
     """Check a journal and those of its child runs, which are looked for beside it.
 
     Numbers without a gap; the hash chain; each text's hash; pairs of start and end; child runs against their own
-    journals; and what was spent, by the events, against the ledger's last word. A line torn off at the end is no
-    problem, nor is a run that has not ended; what cannot be checked for that is a note.
+    journals; a question of a session against the one before; and what was spent, by the events, against the ledger's
+    last word. A line torn off at the end is no problem, nor is a run that has not ended; what cannot be checked for
+    that is a note.
 
     Args:
         path: the journal.
@@ -122,6 +124,7 @@ class _Run:
         self._resumed = False
         self._read_to = 0
         self._next = 0
+        self._session: dict[str, Any] = {}
 
     def check(self) -> None:
         """Go through the journal, then through those of its child runs."""
@@ -141,6 +144,9 @@ class _Run:
             self._note("has no hash chain: it is from before there was one, or it was taken out")
         for child, finished in self._children.items():
             self._child(child, finished)
+        if self._session:
+            for what in following(self._path, self.id, self._session, self._note):
+                self._problem(what, None)
         self._end()
 
     def compare_head(self, head: str) -> None:
@@ -223,6 +229,7 @@ class _Run:
         match record.kind:
             case "run_started":
                 self.depth = int(said["depth"])
+                self._session = dict(said.get("session") or {})
                 if self._events > 1:
                     yield "the run begins once more"
             case "resumed":

@@ -16,11 +16,14 @@ from orchestrator.text import counted, fitted, folded, one_line, printable
 from orchestrator.trajectory.journal import SUFFIX, Record, read
 from orchestrator.trajectory.spend import Spend
 from orchestrator.trajectory.wording import (
+    box_closed,
+    box_opened,
     circuit_text,
     context_facts,
     cost,
     local_time,
     of,
+    place_in_session,
     prose,
     tokens,
     told,
@@ -187,24 +190,18 @@ class _View:
         said = record.fields
         policy = said["policy"].get("name", "unnamed")
         yield self._cut("", f"run {record.run}, begun {local_time(record.time)}")
+        if place := place_in_session(said.get("session")):
+            yield self._cut("  session  ", place)
         yield self._cut("  query    ", said["query"])
         digest = f", sha256 {said['context']['sha256']}" if "sha256" in said["context"] else ""
         yield self._cut("  context  ", context_facts(said["context"]) + digest)
         yield self._cut("  models   ", f"root {said['root_model']}, sub-calls {said['sub_model']}; policy {policy}")
 
     def _sandbox_opened(self, record: Record) -> Iterator[str]:
-        said = record.fields
-        yield self._at(
-            record,
-            f"box {said['container'][:_BOX_CHARS]} open under {said['runtime']} in {said['elapsed_s']:.2f} s, "
-            f"{counted(len(said['controls']), 'control')} read back",
-        )
+        yield self._at(record, f"box {record.fields['container'][:_BOX_CHARS]} {box_opened(record.fields)}")
 
     def _sandbox_closed(self, record: Record) -> Iterator[str]:
-        reason = record.fields["reason"]
-        yield self._at(
-            record, f"box {record.fields['container'][:_BOX_CHARS]} destroyed{': ' if reason else ''}{reason}"
-        )
+        yield self._at(record, f"box {record.fields['container'][:_BOX_CHARS]} {box_closed(record.fields)}")
 
     def _root_replied(self, record: Record) -> Iterator[str]:
         said = record.fields
@@ -235,7 +232,8 @@ class _View:
 
     def _cell_started(self, record: Record) -> Iterator[str]:
         self._shown = self._hidden = 0
-        yield self._at(record, f"cell {record.fields['cell']}")
+        ours = "" if record.fields["turn"] else ", run by rlm-sandbox itself"
+        yield self._at(record, f"cell {record.fields['cell']}{ours}")
         yield from self._block(record.fields["code"], "> ", CODE_LINES)
 
     def _cell_finished(self, record: Record) -> Iterator[str]:

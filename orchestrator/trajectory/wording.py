@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from orchestrator.events import KEPT
 from orchestrator.text import counted
 
 
@@ -59,6 +60,30 @@ def context_facts(facts: dict[str, Any]) -> str:
     nouns = ("document", "character", "line") if facts.get("kind") != "text" else ("character", "line")
     parts += [counted(facts[f"{noun}s"], noun) for noun in nouns if isinstance(facts.get(f"{noun}s"), int)]
     return ", ".join(parts)
+
+
+def place_in_session(session: object) -> str:
+    """Say which question of which session a run was; empty for a run of its own."""
+    if not isinstance(session, dict) or not session:
+        return ""
+    question = session["question"]
+    before = f", goes on from question {question - 1}" if question > 1 else ""
+    return f"question {question} of session {session['id']}{before}"
+
+
+def box_opened(said: dict[str, Any]) -> str:
+    """Return what is told of a ``sandbox_opened`` behind the name of the box."""
+    controls = f"{counted(len(said['controls']), 'control')} read back"
+    if said.get("lent"):
+        return "goes on, with the variables of the questions before"
+    return f"open under {said['runtime'] or 'the default runtime'} in {said['elapsed_s']:.2f} s, {controls}"
+
+
+def box_closed(said: dict[str, Any]) -> str:
+    """Return what is told of a ``sandbox_closed`` behind the name of the box."""
+    if said["reason"] == KEPT:
+        return "waits for the next question"
+    return f"destroyed{': ' if said['reason'] else ''}{said['reason']}"
 
 
 def prose(reply: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from orchestrator import events
@@ -88,5 +89,27 @@ def a_run() -> list[Event]:
         events.LimitReached("calls", 0.0),
         events.RootFailed(2, "model_request", "400 from the provider", 2, 1.5),
         events.SandboxClosed("c0ffee" * 5),
+        finished(),
+    ]
+
+
+def a_question(number: int, *, cleared: str = "ok") -> list[Event]:
+    """Return a question of a session whose box was there before if it is not the first, and lives on behind it."""
+    contexts = [{"kind": "text", "sha256": "ab" * 32}]
+    session = {"id": "s1", "question": number, "previous": "cd" * 32 if number > 1 else "", "contexts": contexts}
+    opened = events.SandboxOpened("c0ffee" * 5, "sha256:" + "0" * 64, "runc", 0.4, {"H1": "held"}, lent=number > 1)
+    clearing = [
+        events.CellStarted(0, 2, 'globals().pop("Final", None)'),
+        events.CellFinished(0, 2, cell_result(status=cleared, state_lost=cleared != "ok")),
+    ]
+    cell = 1 if number == 1 else 3
+    return [
+        replace(started(f"Question {number}?"), session=session),
+        opened,
+        *(clearing if number > 1 else []),
+        replied(),
+        events.CellStarted(1, cell, "print(1)"),
+        events.CellFinished(1, cell, cell_result(stdout="1\n")),
+        events.SandboxClosed("c0ffee" * 5, events.KEPT),
         finished(),
     ]

@@ -738,7 +738,8 @@ def test_journal_list_with_json_tells_the_same_as_data(cli: Run, journal: Path, 
     (told,) = json.loads(out)
     assert code == 0
     assert isinstance(told.pop("time"), float)
-    assert told == {"run": "run-abc", "status": "answered", "query": "How many?", "path": str(journal)}
+    path = str(journal)
+    assert told == {"run": "run-abc", "status": "answered", "query": "How many?", "path": path, "session": None}
     empty = tmp_path / "empty"
     empty.mkdir()
     assert cli("journal", "list", "--journal", str(empty), "--json")[:2] == (0, "[]\n")

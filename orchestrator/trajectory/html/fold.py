@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import JournalError
+from orchestrator.events import KEPT
 from orchestrator.text import counted, head_and_tail
 from orchestrator.trajectory.journal import SUFFIX, Record, read
 from orchestrator.trajectory.spend import TOKENS, Row, Spend
-from orchestrator.trajectory.wording import circuit_text, compacting
+from orchestrator.trajectory.wording import box_closed, box_opened, circuit_text, compacting, place_in_session
 
 TEXT_CHARS = 100_000
 """Of a longer text the page has its beginning and its end."""
@@ -166,6 +167,7 @@ class _Run:
             "id": record.run,
             "time": record.time,
             "query": self._text(said["query"]),
+            "session": place_in_session(said.get("session")),
             "context": {key: said["context"].get(key) for key in ("kind", "documents", "characters", "lines")},
             "policy": str(policy.get("name", "unnamed")),
             "budget": dict(policy.get("budget", {})),
@@ -175,13 +177,11 @@ class _Run:
         }
 
     def _sandbox_opened(self, record: Record, said: Data) -> None:
-        controls, runtime = counted(len(said["controls"]), "control"), said["runtime"] or "the default runtime"
-        text = f"sandbox {said['container'][:24]} opened under {runtime} in {said['elapsed_s']:.2f} s"
-        self._note(record, f"{text}, {controls} read back")
+        self._note(record, f"sandbox {said['container'][:24]} {box_opened(said)}")
 
     def _sandbox_closed(self, record: Record, said: Data) -> None:
-        reason = f": {said['reason']}" if said["reason"] else ""
-        self._note(record, f"sandbox {said['container'][:24]} destroyed{reason}", "warn" if reason else "")
+        level = "" if said["reason"] in ("", KEPT) else "warn"
+        self._note(record, f"sandbox {said['container'][:24]} {box_closed(said)}", level)
 
     def _root_replied(self, record: Record, said: Data) -> None:
         self._tree.spend.add(self._data["root"], self._data["depth"], said)

@@ -67,7 +67,7 @@ const draw = {
     return [lazy({ class: 'quiet' }, summary, (inside) => inside.append(block(text, 'out', what)))];
   },
   cell(r, item, i) {
-    const about = facts(item.took === undefined ? '' : seconds(item.took), item.lost ? 'variables lost' : '', item.truncated ? 'output cut' : '');
+    const about = facts(item.took === undefined ? '' : seconds(item.took), item.lost ? 'variables lost' : '', item.truncated ? 'output cut' : '', item.turn === 0 ? 'run by rlm-sandbox itself' : '');
     const nodes = [el('h4', { tabindex: '-1' }, `Cell ${item.n} `, badge(item.status), ' ', about, at(r, item.at))];
     if (item.code !== null) nodes.push(block(texts[item.code], 'code', `Code of cell ${item.n}`));
     if (item.calls.length) nodes.push(calls(r, i, item));
@@ -131,6 +131,7 @@ function runFacts(r) {
   const context = ['kind', 'documents', 'characters', 'lines'].filter((key) => c[key] != null && (key !== 'documents' || c.kind !== 'text'));
   return [
     `run ${oneLine(run.id, 60)}`,
+    ...(run.session ? [oneLine(run.session, 120)] : []),
     `context: ${context.map((key) => (key === 'kind' ? oneLine(String(c.kind), 20) : `${compact(Number(c[key]))} ${key}`)).join(', ')}`,
     `root ${oneLine(run.root, 40)}, sub-calls ${oneLine(run.sub, 40)}`,
     `policy ${oneLine(run.policy, 40)}`,
