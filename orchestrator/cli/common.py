@@ -95,6 +95,15 @@ def out_json(value: Any) -> None:
     _give(json_text(value, indent=2) + "\n")
 
 
+def out_json_line(value: Any) -> None:
+    """Write ``value`` as JSON on one line of stdout, of which there may be several.
+
+    Raises:
+        OutputError: stdout does not take it.
+    """
+    _give(json_text(value) + "\n")
+
+
 def out_json_array(items: Iterator[Any]) -> None:
     """Write a JSON array, an item a line, without holding all of it in memory.
 

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from orchestrator.cli import clean, doctor, image, journal, kernel, policy, run
+from orchestrator.cli import chat, clean, doctor, image, journal, kernel, policy, run
 from orchestrator.cli import exec as exec_
 from orchestrator.cli.common import EXIT_INTERRUPTED, EXIT_NO_ANSWER, PROG, OutputError, Parser, note, out, say
 from orchestrator.errors import RlmSandboxError
@@ -29,7 +29,7 @@ exit codes:
 Set RLM_SANDBOX_DEBUG=1 to see where an unexpected error comes from.
 """
 
-_COMMANDS = (run, exec_, doctor, image, policy, journal, kernel, clean)
+_COMMANDS = (run, chat, exec_, doctor, image, policy, journal, kernel, clean)
 
 
 def build_parser() -> argparse.ArgumentParser:

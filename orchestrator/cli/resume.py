@@ -40,7 +40,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     add_unpack(parser)
     add_set(parser)
     add_journal(parser)
-    parser.add_argument("--quiet", action="store_true", help="show no progress, only errors")
+    run.add_quiet(parser)
     add_json(parser, "the result")
     parser.set_defaults(handler=handle)
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from orchestrator.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_NO_ANSWER,
     EXIT_OF_STATUS,
+    EXIT_OK,
     PROG,
     OutputError,
     add_journal,
@@ -35,6 +37,7 @@ from orchestrator.errors import ConfigurationError
 if TYPE_CHECKING:
     import anyio
 
+    from orchestrator.cli.progress import Progress
     from orchestrator.events import Envelope, Sink
     from orchestrator.policy import Policy
     from orchestrator.rlm.api import RLM
@@ -66,12 +69,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_unpack(parser)
     add_policy(parser)
     add_journal(parser)
-    parser.add_argument(
-        "--redact", action="store_true", help="write lengths and hashes in the place of texts into the journal"
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress, only errors")
+    add_redact(parser)
+    add_quiet(parser)
     add_json(parser, "the result")
-    parser.more_help = _offline_help
+    parser.more_help = offline_help
     parser.set_defaults(handler=handle)
 
 
@@ -88,7 +89,20 @@ def add_models(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def _offline_help() -> str:
+def add_redact(parser: argparse.ArgumentParser) -> None:
+    """Add ``--redact``."""
+    parser.add_argument(
+        "--redact", action="store_true", help="write lengths and hashes in the place of texts into the journal"
+    )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quiet``."""
+    parser.add_argument("--quiet", action="store_true", help="show no progress, only errors")
+
+
+def offline_help() -> str:
+    """Return what the help tells of the offline model, after the options."""
     from orchestrator.models.offline import HELP
 
     return HELP
@@ -106,11 +120,11 @@ def handle(args: argparse.Namespace) -> int:
     policy = load_policy(args.policy, args.assignments)
     query = _question(args)
     schema = _schema(args.schema)
-    journal = _writable(args.journal or journal_directory())
+    journal = writable(args.journal or journal_directory())
     loaded = load_context(args.files, policy.limits.context_mb, unpack=args.unpack)
     for line in () if args.quiet else loaded.notes():
         note(line)
-    origin = {"files": [_found_again(file) for file in args.files], "unpack": args.unpack}
+    origin = origin_of(args.files, unpack=args.unpack)
 
     async def start(rlm: RLM, stop: anyio.Event) -> Result:
         return await rlm.acomplete(loaded.context, query, schema, stop=stop, origin=origin)
@@ -119,9 +133,9 @@ def handle(args: argparse.Namespace) -> int:
     return report(args, result, policy, interrupted=interrupted)
 
 
-def _found_again(file: str) -> str:
-    """Return what names an input from any folder; stdin stays what it is."""
-    return file if file == "-" else str(Path(file).absolute())
+def origin_of(files: list[str], *, unpack: bool) -> dict[str, Any]:
+    """Return what names a context's files from any folder, for the journal; stdin stays what it is."""
+    return {"files": [file if file == "-" else str(Path(file).absolute()) for file in files], "unpack": unpack}
 
 
 def _question(args: argparse.Namespace) -> str:
@@ -179,7 +193,7 @@ def carry_out(
     from orchestrator.rlm.api import RLM
 
     progress = None if args.quiet else Progress.on(sys.stderr, PriceTable.load())
-    told = _told(progress, _traced())
+    told = heard_by(progress, traced())
     rlm = RLM(
         model=args.model,
         sub_model=args.sub_model,
@@ -191,13 +205,7 @@ def carry_out(
     results: list[Result] = []
 
     async def work(stop: anyio.Event) -> None:
-        import anyio
-
-        async with anyio.create_task_group() as tasks:
-            if progress is not None:
-                tasks.start_soon(progress.tick)
-            results.append(await start(rlm, stop))
-            tasks.cancel_scope.cancel()
+        results.append(await watched(progress, partial(start, rlm, stop)))
 
     try:
         with Interrupt(note if progress is None else progress.message) as interrupt:
@@ -208,7 +216,19 @@ def carry_out(
     return results[0], interrupt.requested
 
 
-def _traced() -> Sink | None:
+async def watched(progress: Progress | None, carry_out: Callable[[], Awaitable[Result]]) -> Result:
+    """Carry out a run while its progress is kept up to date."""
+    import anyio
+
+    async with anyio.create_task_group() as tasks:
+        if progress is not None:
+            tasks.start_soon(progress.tick)
+        result = await carry_out()
+        tasks.cancel_scope.cancel()
+    return result
+
+
+def traced() -> Sink | None:
     """Return what makes spans of events, where the process was started under OpenTelemetry's own launcher."""
     if "opentelemetry.sdk.trace" not in sys.modules:
         return None
@@ -217,7 +237,8 @@ def _traced() -> Sink | None:
     return Telemetry()
 
 
-def _told(*sinks: Sink | None) -> Sink | None:
+def heard_by(*sinks: Sink | None) -> Sink | None:
+    """Return one sink for those there are; None for none."""
     told = [sink for sink in sinks if sink is not None]
 
     def tell(envelope: Envelope) -> None:
@@ -229,25 +250,11 @@ def _told(*sinks: Sink | None) -> Sink | None:
 
 def report(args: argparse.Namespace, result: Result, policy: Policy, *, interrupted: bool) -> int:
     """Print how a run ended, and how it can go on where it did not; return the exit code."""
-    from orchestrator.rlm.result import more_of
-
-    code = EXIT_OF_STATUS[result.status]
     # First what was paid for; a stream that fails takes nothing else with it.
-    try:
-        if args.json:
-            out_json(result.to_dict())
-        elif result.answer is not None:
-            out(result.answer)
-    except OutputError as error:
-        what = "result" if result.answer is None else "answer"
-        say(f"cannot write the {what}: {error}; it is in {result.journal}")
+    if not given_out(result, (lambda: out_json(result.to_dict())) if args.json else None):
         return EXIT_NO_ANSWER
-    if result.status != "answered" or result.reason:
-        code = EXIT_INTERRUPTED if interrupted else code if result.error is None else result.error.exit_code
-        end = "interrupted" if interrupted else f"{_END[result.status]}: {result.reason}"
-        end += "; the answer is a partial one" if result.answer is not None and result.status != "answered" else ""
-        is_limited = result.status in ("limit", "answered")
-        more = more_of(result.reason, policy.budget.model_dump()) if is_limited else ""
+    if end := end_of(result, interrupted=interrupted):
+        more = more_for(result, policy)
         if interrupted or more:
             end += f"; to go on: {PROG} journal resume {result.run} {more}".rstrip()
         say(end)
@@ -257,10 +264,53 @@ def report(args: argparse.Namespace, result: Result, policy: Policy, *, interrup
         note(f"journal: {result.journal}")
         if result.journal_head:
             note(f"journal head: {result.journal_head}")
-    return code
+    return exit_code(result, interrupted=interrupted)
 
 
-def _writable(folder: Path) -> Path:
+def given_out(result: Result, as_json: Callable[[], None] | None) -> bool:
+    """Print a result, by ``as_json`` or as its answer; return whether stdout took it, and say where it is if not."""
+    try:
+        if as_json is not None:
+            as_json()
+        elif result.answer is not None:
+            out(result.answer)
+    except OutputError as error:
+        what = "result" if result.answer is None else "answer"
+        say(f"cannot write the {what}: {error}; it is in {result.journal}")
+        return False
+    return True
+
+
+def end_of(result: Result, *, interrupted: bool) -> str:
+    """Return in words how a run ended, or nothing where it simply was answered."""
+    if result.status == "answered" and not result.reason:
+        return ""
+    in_part = "; the answer is a partial one" if result.answer is not None and result.status != "answered" else ""
+    return ("interrupted" if interrupted else f"{_END[result.status]}: {result.reason}") + in_part
+
+
+def more_for(result: Result, policy: Policy) -> str:
+    """Return the setting that gives more of what ended a run, where that was a budget."""
+    from orchestrator.rlm.result import more_of
+
+    return more_of(result.reason, policy.budget.model_dump()) if result.status in ("limit", "answered") else ""
+
+
+def exit_code(result: Result, *, interrupted: bool) -> int:
+    """Return the exit code that tells how a run ended."""
+    if not end_of(result, interrupted=interrupted):
+        return EXIT_OK
+    if interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_OF_STATUS[result.status] if result.error is None else result.error.exit_code
+
+
+def writable(folder: Path) -> Path:
+    """Return the folder of the journals, made if it was not there.
+
+    Raises:
+        ConfigurationError: it cannot be made, or nobody may write in it.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The table at the end of a run: what each model took at each depth of the tree."""
+"""What a run took: a table of each model at each depth of the tree, or a line of totals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.cli.tally import compact
-from orchestrator.text import one_line
+from orchestrator.text import counted, one_line
 
 _HEAD = ("depth", "model", "calls", "input", "cached", "output", "cost")
 _MODEL_WIDTH = 40
@@ -29,6 +29,16 @@ def table(usage: dict[str, Any]) -> list[str]:
     if usage["estimated_tokens"]:
         lines.append(f"* {compact(usage['estimated_tokens'])} tokens are estimates: the provider sent no bill for them")
     return lines
+
+
+def line(usage: dict[str, Any]) -> str:
+    """Return the totals in a line.
+
+    Args:
+        usage: as :meth:`orchestrator.ledger.Scope.usage` has it.
+    """
+    _, _, _, sent, _, received, cost = _cells(usage, "", "")
+    return f"{counted(usage['calls'], 'call')} · {sent} tokens in, {received} out · {cost} · {usage['wall_s']:.1f} s"
 
 
 def _cells(row: dict[str, Any], depth: str, model: str) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ CLI_MD = Path(common.__file__).parent / "CLI.md"
 COMMANDS = {
     "run": "[FILE…] -q --query --query-file --schema --unpack --model --sub-model --policy --set --journal --redact "
     "--quiet --json",
+    "chat": "[FILE…] --resume --on-divergence --model --sub-model --unpack --policy --set --journal --redact --quiet "
+    "--json",
     "exec": "[FILE] --context --unpack --policy --set --timeout --json",
     "doctor": "--policy --set --json",
     "image build": "--force --json",

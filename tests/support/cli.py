@@ -49,6 +49,7 @@ class Stdin:
 
     def __init__(self, data: bytes, *, tty: bool = False) -> None:
         self.buffer = io.BytesIO(data)
+        self.closed = False
         self._tty = tty
 
     def isatty(self) -> bool:

@@ -231,12 +231,12 @@ def test_the_package_needs_opentelemetry_for_this_module_alone() -> None:
 def test_the_command_line_makes_spans_only_where_the_process_was_started_with_an_sdk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert isinstance(cli._traced(), Telemetry)
+    assert isinstance(cli.traced(), Telemetry)
     monkeypatch.delitem(sys.modules, "opentelemetry.sdk.trace")
-    assert cli._traced() is None
-    assert cli._told(None, cli._traced()) is None
+    assert cli.traced() is None
+    assert cli.heard_by(None, cli.traced()) is None
     heard: list[events.Envelope] = []
-    tell = cli._told(heard.append, None, heard.append)
+    tell = cli.heard_by(heard.append, None, heard.append)
     assert tell is not None
     Recorder("r1", None, (tell,)).emit(runs.finished())
     assert len(heard) == 2
