@@ -96,7 +96,7 @@ class SandboxClosed(Event):
 
 @dataclass(frozen=True, slots=True)
 class RootReplied(Event):
-    """The root model answered one turn."""
+    """The root model answered one turn; ``summary`` tells that the reply takes the place of the history before it."""
 
     kind: ClassVar[str] = "root_replied"
     turn: int
@@ -105,6 +105,7 @@ class RootReplied(Event):
     usage: dict[str, Any]
     cost_usd: float | None
     elapsed_s: float
+    summary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class Observed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Compacting(Event):
-    """The root model's next reply is a summary that takes the place of its history.
+    """The root model is about to be asked for a summary, which takes the place of its history.
 
     Attributes:
         turn: of that reply.

@@ -128,7 +128,7 @@ class Conversation:
         request = replace(request, messages=self.history.with_notice(prompt.render("compact").rstrip("\n")))
         with self.till.scope.reserve(self._cost(request)) as held:
             self.till.recorder.emit(Compacting(self.turns + 1, self._tokens))
-            reply = await self._exchange(request, held)
+            reply = await self._exchange(request, held, summary=True)
         self.history.compact(reply.text)
         self._measured = 0
 
@@ -168,7 +168,7 @@ class Conversation:
         self._measured = 0 if reply.usage.estimated else reply.usage.total
         return reply
 
-    async def _exchange(self, request: ModelRequest, held: Reservation) -> ModelReply:
+    async def _exchange(self, request: ModelRequest, held: Reservation, *, summary: bool = False) -> ModelReply:
         till = replace(self.till, complete=_until(self.ask_by, self.till.complete))
         exchange = Exchange(self.model, request, held, till)
         try:
@@ -183,7 +183,8 @@ class Conversation:
         self.turns += 1
         stop_reason = answer.reply.stop_reason
         usage = answer.reply.usage.to_dict()
-        self.till.recorder.emit(RootReplied(self.turns, text, stop_reason, usage, answer.cost_usd, answer.elapsed_s))
+        told = self.turns, text, stop_reason, usage, answer.cost_usd, answer.elapsed_s
+        self.till.recorder.emit(RootReplied(*told, summary=summary))
         return ModelReply(text, answer.reply.usage, stop_reason)
 
 

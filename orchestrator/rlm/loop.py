@@ -266,7 +266,7 @@ class Loop:
         left = min(self.scope.deadline - anyio.current_time(), DRAFT_MOST_S)
         if left > 0 and self.cells.cell > 0 and not isinstance(self.cells.fatal, JournalError):
             try:
-                await self.cells.run_cell(_FETCH_DRAFT, self.conversation.turns, left)
+                await self.cells.run_cell(_FETCH_DRAFT, 0, left)
             except SandboxError:
                 return None  # the box is gone, and the draft with it
         return self.cells.final

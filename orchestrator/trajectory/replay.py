@@ -72,7 +72,8 @@ class Replay(Recorder):
 
     def compacts(self, turn: int) -> bool | None:
         """Return whether that turn made a summary of the history, where it is recorded."""
-        return turn in self.tape.compacted if turn in self.tape.compacted | self.tape.replies.keys() else None
+        reply = self.tape.replies.get(turn)
+        return None if reply is None else bool(reply.get("summary"))
 
     def recall(self, purpose: str, model: str, prompt: str, max_tokens: int) -> Past | None:
         """Return the root model's replies in their order, and the outcome of a sub-call that was just started."""
@@ -134,10 +135,8 @@ class Replay(Recorder):
 
     def _is_played(self, event: Event) -> bool:
         match event:
-            case events.RootReplied():
+            case events.RootReplied() | events.Compacting():
                 return event.turn in self.tape.replies
-            case events.Compacting():
-                return event.turn in self.tape.compacted
         return isinstance(event, events.RunStarted)
 
     def _of_cell(self, event: events.CellStarted | events.CellFinished | events.FinalSet) -> Event | None:

@@ -102,7 +102,6 @@ class Tape:
         started: the fields of its ``run_started``.
         ended: those of its ``run_finished``, or None when it was cut off.
         replies: of the root model by turn, as recorded.
-        compacted: turns whose reply is a summary of those before.
         shown: what the root model was shown after each turn.
         talk: all that was said between the root model and the run, in order: ``ask`` (the question), ``say``,
             ``reply``, and ``compact`` (a reply that is a summary), each with its text.
@@ -127,7 +126,6 @@ class Tape:
     started: dict[str, Any] = field(default_factory=dict)
     ended: dict[str, Any] | None = None
     replies: dict[int, dict[str, Any]] = field(default_factory=dict)
-    compacted: set[int] = field(default_factory=set)
     shown: dict[int, str] = field(default_factory=dict)
     talk: list[tuple[str, str]] = field(default_factory=list)
     boxes: list[TapedBox] = field(default_factory=list)
@@ -231,13 +229,13 @@ class Tape:
             self.elapsed_s = max(self.elapsed_s, record.elapsed_s)
             books.add(record)
             if record.kind == "resumed":
-                # What a limit had put behind the course is paid for, and gone from it.
+                # What a limit or a failure had put behind the course is paid for, and gone from it.
                 course = [item for item in course if item.seq <= record.fields["after"]]
                 limited, self.ended = False, None
                 self.budget = record.fields["budget"]
             elif record.kind == "run_finished":
                 self.ended = record.fields
-            elif record.kind == "limit_reached":
+            elif record.kind == "limit_reached" or _fetches_draft(record, course):
                 limited = True
             elif record.kind == "subcall_started":
                 self.last_call = max(self.last_call, record.fields["call"])
@@ -290,7 +288,7 @@ class Tape:
                 self.boxes.append(TapedBox(said.get("lent", False)))
             case "sandbox_closed":
                 self.boxes[-1].closed = said["reason"]
-            case "root_replied" | "compacting" | "observed":
+            case "root_replied" | "observed":
                 self._hear(kind, said["turn"], said)
             case "cell_started":
                 self.cells[said["cell"]] = TapedCell(said["code"], None)
@@ -303,11 +301,9 @@ class Tape:
                 self.children.append(TapedChild(said["child"], said["cell"], said["query"]))
 
     def _hear(self, kind: str, turn: int, said: dict[str, Any]) -> None:
-        if kind == "compacting":
-            self.compacted.add(turn)
-        elif kind == "root_replied":
+        if kind == "root_replied":
             self.replies[turn] = said
-            self.talk.append(("compact" if turn in self.compacted else "reply", said["text"]))
+            self.talk.append(("compact" if said.get("summary") else "reply", said["text"]))
         else:
             self.shown[turn] = said["text"]
             self.talk.append(("say" if turn else "ask", said["text"]))
@@ -319,6 +315,12 @@ class Tape:
             self._calls[key].append(TapedCall(cell, said, model=str(started["model"])))
         elif self.finished(cell) and said["code"] not in _GIVEN_UP:
             self._calls[key].append(TapedCall(cell, None, said["code"]))
+
+
+def _fetches_draft(record: Record, course: list[Record]) -> bool:
+    """Whether a run that found no answer asks its box for what it has so far: a cell of ours behind a reply."""
+    ours = record.kind == "cell_started" and record.fields["turn"] == 0
+    return ours and any(before.kind == "root_replied" for before in course)
 
 
 def _number(child: str) -> int:

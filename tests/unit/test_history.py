@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import ModelRequestError, ModelUnavailableError
 from orchestrator.models.base import Message, ModelReply, ModelRequest, Usage
 from orchestrator.policy import Policy
 from orchestrator.rlm import prompt
 from orchestrator.rlm.api import RLM
 from orchestrator.rlm.history import History
 from orchestrator.trajectory.journal import read
+from orchestrator.trajectory.tape import Tape
 from orchestrator.trajectory.verify import verify
 from tests.support.fake_session import CellBody, FakeBox, FakeBoxes, finals
 from tests.support.fakes import FakeModel
@@ -176,4 +178,41 @@ async def test_cut_off_around_a_summary_it_goes_on_as_if_it_had_not_been(
         again = cut(first.folder, tmp_path / str(number), state)
         resumed = await again.rlm.aresume(again.journal, "the long text")
         assert (resumed.status, resumed.answer, resumed.turns) == ("answered", result.answer, result.turns), number
-        assert [record.kind for record in read(again.journal)].count("compacting") == kinds.count("compacting"), number
+        assert summaries(again.journal) == summaries(first.journal), number
+
+
+def summaries(journal: Path) -> list[str]:
+    return [record.fields["text"] for record in read(journal) if record.fields.get("summary")]
+
+
+async def test_a_summary_that_failed_is_not_asked_for_again_where_that_is_turned_off(tmp_path: Path) -> None:
+    class TooLong(Summing):
+        async def complete(self, request: ModelRequest) -> ModelReply:
+            if "takes the place of all turns" in request.messages[-1].text:
+                raise ModelRequestError("the prompt is too long")
+            return await super().complete(request)
+
+    cells = [prints] * 3 + [finals("42")]
+    failed = await runs(TooLong(), cells, "models.history_tokens=1", journal=tmp_path).acomplete("the text", "What?")
+    assert failed.status == "failed"
+    again = runs(model := Summing(), cells, journal=tmp_path)
+    resumed = await again.aresume(failed.journal or "", "the text", settings=["models.history_tokens=0"])
+    assert (resumed.answer, model.summaries, resumed.reason) == ("42", [], "")
+    assert verify(failed.journal or tmp_path).ok
+
+
+async def test_a_last_word_after_a_summary_that_could_not_be_paid_is_read_as_what_it_is(tmp_path: Path) -> None:
+    class Down(Summing):
+        async def complete(self, request: ModelRequest) -> ModelReply:
+            if "takes the place of all turns" in request.messages[-1].text:
+                raise ModelUnavailableError("down")
+            return await super().complete(request)
+
+    rlm = runs(Down(), [prints] * 9, "models.history_tokens=1", "budget.calls=4", journal=tmp_path)
+    async with rlm.asession() as session:
+        result = await session.ask("What?", "the text")
+    assert result.reason == "calls"
+    kinds = [record.kind for record in read(result.journal or tmp_path)]
+    assert kinds.index("compacting") < len(kinds) - 1 - kinds[::-1].index("root_replied")
+    tape = Tape.of(result.journal or tmp_path, whole=True)
+    assert "compact" not in {way for way, _ in tape.talk}
