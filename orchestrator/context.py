@@ -37,6 +37,7 @@ class ContextInfo:
         smallest: characters of the shortest document.
         median: characters of the middle document.
         largest: characters of the longest document.
+        layout: hash of how the texts are divided, and of their names; empty for ``text``.
     """
 
     kind: Literal["text", "list", "dict"]
@@ -50,6 +51,7 @@ class ContextInfo:
     smallest: int
     median: int
     largest: int
+    layout: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the journal."""
@@ -117,7 +119,15 @@ def describe(context: Context) -> ContextInfo:
         smallest=ordered[0],
         median=ordered[len(ordered) // 2],
         largest=ordered[-1],
+        layout="" if isinstance(context, str) else _layout_hash(context, lengths),
     )
+
+
+def _layout_hash(context: list[str] | dict[str, str], lengths: list[int]) -> str:
+    digest = hashlib.sha256()
+    for number, name in zip(lengths, context if isinstance(context, dict) else [""] * len(lengths), strict=True):
+        digest.update(f"{number} {len(name)} {name}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def encode(text: str) -> Iterator[bytes]:

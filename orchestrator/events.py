@@ -43,8 +43,8 @@ class RunStarted(Event):
         schema: JSON Schema that the answer must fit; None for an answer in words.
         tools: names of the host's functions that the box may call.
         session: of a question of a session: its ``id``, which ``question`` of it this is (from 1), the ``previous``
-            value of the hash chain in the journal of the question before, and ``contexts``, ``kind`` and ``sha256`` of
-            each that the box holds, oldest first. Empty for a run of its own.
+            value of the hash chain in the journal of the question before, and ``contexts``, ``kind``, ``sha256`` and
+            ``layout`` of each that the box holds, oldest first. Empty for a run of its own.
         revision: :data:`REVISION` of the writer; journals from before there were any have none.
     """
 

@@ -169,8 +169,9 @@ class Sandbox:
 
         ``contexts`` is the list of all the contexts that were given, oldest first; it is made with the second one.
         All other variables stay but ``Final``, which answered what was asked before. A kernel that is started later,
-        because this one died, has all contexts again. Waits for a cell that runs, and is none: calls of the code in
-        the box are refused meanwhile. Cancelling this destroys the box, which has a part of the context then.
+        because this one died, has all contexts again. Waits for a cell that runs, and is none: what code in the box
+        calls meanwhile belongs to no cell (``RpcCall.cell`` is None), for which a broker refuses it. Cancelling this
+        destroys the box, which has a part of the context then.
 
         Args:
             context: as of :meth:`open`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -30,11 +30,12 @@ from orchestrator.rlm.recursion import Resuming, Run, Tree
 from orchestrator.rlm.result import Result
 from orchestrator.rlm.resume import Resumable, result_of
 from orchestrator.rlm.saved import OnDivergence as SessionOnDivergence
-from orchestrator.rlm.saved import Saved
+from orchestrator.rlm.saved import Saved, session_of
 from orchestrator.rlm.stream import RunStream, both, streamed
 from orchestrator.session import Backing, OpenBox, open_sandbox
 from orchestrator.tools import toolbox
 from orchestrator.traffic import Lane, Limits
+from orchestrator.trajectory.lock import held
 from orchestrator.trajectory.replay import OnDivergence
 
 
@@ -203,11 +204,13 @@ class RLM:
     @asynccontextmanager
     async def asession(self) -> AsyncIterator[AsyncDialogue]:
         """Ask several questions in a row; as :meth:`session`."""
-        async with (
-            self._tree(self.policy, self._journal, self._on_event, redact=self._redact) as tree,
-            AsyncDialogue.opened(tree, self.policy, new_run_id(), self._origin) as dialogue,
-        ):
-            yield dialogue
+        identity = new_run_id()
+        with nullcontext() if self._journal is None else held(self._journal, identity):
+            async with (
+                self._tree(self.policy, self._journal, self._on_event, redact=self._redact) as tree,
+                AsyncDialogue.opened(tree, self.policy, identity, self._origin) as dialogue,
+            ):
+                yield dialogue
 
     @contextmanager
     def resume_session(
@@ -247,7 +250,8 @@ class RLM:
                 ResumeError, ``fresh`` goes on with a box that has the contexts and none of the variables.
 
         Raises:
-            JournalError: a journal cannot be read, or does not follow on the one before.
+            JournalError: a journal cannot be read, is missing, or does not follow on the one before; or somebody else
+                goes on with the session.
             ResumeError: they are no session's, a context or a tool is missing; or as said above.
             ConfigurationError: a setting or a context is not usable.
         """
@@ -255,13 +259,17 @@ class RLM:
             raise ConfigurationError(f"on_divergence={on_divergence!r}: give 'stop' or 'fresh'")
         if self._redact:
             raise ConfigurationError("redact is chosen when a session begins: a redacted one cannot be resumed")
+        if isinstance(contexts, str) or not isinstance(contexts, Sequence):
+            raise ConfigurationError("contexts is the list of all contexts of the session, even if it is one")
+        path = Path(journal)
         read = partial(Saved.of, tools=self._tools, settings=settings, on_divergence=on_divergence)
-        saved = await to_thread.run_sync(read, Path(journal), contexts)
-        async with (
-            self._tree(saved.policy, Path(journal).parent, self._on_event) as tree,
-            AsyncDialogue.opened(tree, saved.policy, saved.id, self._origin, saved) as dialogue,
-        ):
-            yield dialogue
+        with held(path.parent, await to_thread.run_sync(session_of, path)):
+            saved = await to_thread.run_sync(read, path, contexts)
+            async with (
+                self._tree(saved.policy, path.parent, self._on_event) as tree,
+                AsyncDialogue.opened(tree, saved.policy, saved.id, self._origin, saved) as dialogue,
+            ):
+                yield dialogue
 
     def resume(
         self,

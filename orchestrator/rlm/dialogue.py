@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -33,6 +34,9 @@ from orchestrator.rlm.saved import OnDivergence, Saved
 from orchestrator.rlm.sitting import Sitting
 from orchestrator.rlm.stream import RunStream, both, streamed
 from orchestrator.trajectory.tape import Tape
+
+# A question that is to end by itself interrupts its cell, which takes the ladder's 2 s at most.
+STOP_S = 5.0
 
 
 class AsyncDialogue:
@@ -61,6 +65,8 @@ class AsyncDialogue:
         self._cut_off: Tape | None = None
         self._broken: JournalError | None = None
         self._one = anyio.Lock()
+        self._over = False
+        self._lost = False
 
     @classmethod
     @asynccontextmanager
@@ -75,9 +81,12 @@ class AsyncDialogue:
         """
         async with Lodging.opened(tree.backing.open_box) as lodging:
             dialogue = cls(tree, policy, identity, lodging, origin)
-            if saved is not None:
-                await dialogue._take_up(saved)
-            yield dialogue
+            try:
+                if saved is not None:
+                    await dialogue._take_up(saved)
+                yield dialogue
+            finally:
+                dialogue._over = True
 
     @property
     def contexts(self) -> int:
@@ -114,26 +123,34 @@ class AsyncDialogue:
     def stream(
         self, query: str, context: Context | None = None, schema: object = None
     ) -> AbstractAsyncContextManager[RunStream]:
-        """Answer one question while its events are read, as of :meth:`RLM.stream`."""
+        """Answer one question while its events are read, as of :meth:`RLM.stream`.
+
+        Leaving the block stops a question that goes on; its variables stay.
+        """
 
         async def begin(sink: Sink, stop: anyio.Event) -> Result:
             return await self._ask(query, context, schema, stop=stop, sink=sink)
 
-        return streamed(begin)
+        return streamed(begin, STOP_S)
 
     async def finish(self, *, stop: anyio.Event | None = None) -> Result:
         """Go on with the question that was cut off; what is recorded of it is neither asked nor paid again.
 
         Raises:
-            ConfigurationError: there is none, or another question was asked since.
+            ConfigurationError: there is none, another question was asked since, or it has had its wall time.
             JournalError: its journal cannot be continued.
+            ResumeError: the variables that it had found are lost.
         """
         async with self._one:
-            tape, self._cut_off = self._cut_off, None
+            self._check_open()
+            tape = self._cut_off
             if tape is None:
                 raise ConfigurationError("no question of this session was cut off: ask one")
-            self.unfinished = ""
+            if self._lost and tape.boxes and tape.boxes[0].lent:
+                raise ResumeError("the variables that the question had found are lost: ask it again")
             past = Resumable(tape, self.policy, str(tape.started["query"]), form_of(tape))
+            past.check_time()
+            self._cut_off, self.unfinished = None, ""
             run = self._run(past.query, past.rest, tape.run, past.form, self._tree)
             run.past = Resuming(tape)
             return await self._carry_out(run, stop)
@@ -150,8 +167,7 @@ class AsyncDialogue:
     ) -> Result:
         query, form = checked(query), None if schema is None else AnswerForm(schema)
         async with self._one:
-            if self._broken is not None:
-                raise self._broken
+            self._check_open()
             if context is not None:
                 await self._take(context)
             elif not self._infos:
@@ -163,7 +179,15 @@ class AsyncDialogue:
             run.origin = {**self._origin, **(origin or {})}
             return await self._carry_out(run, stop)
 
+    def _check_open(self) -> None:
+        if self._over:
+            raise ConfigurationError("the session is over: its block was left")
+        if self._broken is not None:
+            raise self._broken
+
     async def _take(self, context: Context) -> None:
+        # Copied: a box that is lost is given what this one was given, whatever became of the caller's object.
+        context = context if isinstance(context, str) else copy(context)
         # Before anything is recorded of the question: with a context that the box cannot take, it was never asked.
         taken = await to_thread.run_sync(room_for, context, self.policy, self._taken)
         info = await to_thread.run_sync(describe, context)
@@ -184,13 +208,21 @@ class AsyncDialogue:
 
     async def _carry_out(self, run: Run, stop: anyio.Event | None) -> Result:
         try:
-            return await run.complete(stop)
-        finally:
-            result = run.result
-            self._head = result.journal_head
-            self.results += (result,)
-            if isinstance(result.error, JournalError):
-                self._broken = result.error
+            await run.complete(stop)
+        except JournalError as error:
+            self._broken = error  # its journal could not be made: its number must not be missing among those to come
+            raise
+        except BaseException:
+            self._note(run.result)
+            raise
+        return self._note(run.result)
+
+    def _note(self, result: Result) -> Result:
+        self._head = result.journal_head
+        self.results += (result,)
+        if isinstance(result.error, JournalError):
+            self._broken = result.error
+        return result
 
     # Saved sessions ---------------------------------------------------------------------------------------------------
 
@@ -207,7 +239,7 @@ class AsyncDialogue:
             self._history.retell(tape.talk)
             self.results += (result_of(tape),)
             self._head = tape.head
-        self._cut_off = saved.cut_off
+        self._asked, self._cut_off = saved.asked, saved.cut_off
         self.unfinished = "" if saved.cut_off is None else str(saved.cut_off.started["query"])
 
     async def _relive(self, tape: Tape, on_divergence: OnDivergence) -> bool:
@@ -221,6 +253,7 @@ class AsyncDialogue:
             await run.relive()
         except ResumeError:
             await self._lodging.dismiss()
+            self._lost = True
             if on_divergence == "stop":
                 raise
             return False

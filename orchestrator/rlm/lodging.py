@@ -79,9 +79,9 @@ class Lodging:
         """
         if not self.contexts or self.contexts[-1] is not context:
             raise ValueError("the context of a question is the last one of its session")
-        self._handler = handler
         try:
             box = await self._ready(policy, tools)
+            self._handler = handler  # not before: what the box asks while it takes a context is asked by no question
             yield box
         finally:
             self._handler = refuse_everything
@@ -102,7 +102,9 @@ class Lodging:
             self._given = 1
         box = self._box
         while self._given < len(self.contexts):
-            await box.give(self.contexts[self._given])
+            # Its time is bounded; a context that is taken in part would cost the box, and all variables with it.
+            with anyio.CancelScope(shield=True):
+                await box.give(self.contexts[self._given])
             self._given += 1
         return box
 

@@ -78,13 +78,21 @@ class Resumable:
                 f"--resume {session['id']}; from Python, RLM.resume_session takes it up"
             )
         found = cls(tape, recorded_policy(tape, settings), tape.started["query"], form_of(tape))
-        policy = found.policy
-        if policy.budget.wall_s <= tape.elapsed_s and not found.is_over:
-            raise ConfigurationError(
-                f"the run has had its {policy.budget.wall_s:g} s: give it more with "
-                f"--set budget.wall_s={2 * policy.budget.wall_s:g}"
-            )
+        if not found.is_over:
+            found.check_time()
         return found
+
+    def check_time(self) -> None:
+        """Check that some of the wall time is left.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        wall_s = self.policy.budget.wall_s
+        if wall_s <= self.tape.elapsed_s:
+            raise ConfigurationError(
+                f"the run has had its {wall_s:g} s: give it more with --set budget.wall_s={2 * wall_s:g}"
+            )
 
     def check(self, context: Context, tools: Collection[str] = ()) -> None:
         """Check that a context is the run's own, and that the tools it had are there.
@@ -97,7 +105,8 @@ class Resumable:
             told = ", ".join(missing)
             raise ResumeError(f"the run had tools that are not given now: {told}; from Python, RLM(tools=…) gives them")
         then, now = self.tape.started["context"], describe(context)
-        if then["sha256"] != now.sha256 or then["kind"] != now.kind:
+        same = then["sha256"] == now.sha256 and then["kind"] == now.kind
+        if not same or then.get("layout", now.layout) != now.layout:
             raise ResumeError(
                 f"the context is another one: this is a {now.kind} of {now.characters:,} characters, and the run's was "
                 f"a {then['kind']} of {then['characters']:,}"

@@ -17,7 +17,7 @@ from orchestrator.errors import JournalError, ResumeError
 from orchestrator.events import KEPT
 from orchestrator.policy import Policy
 from orchestrator.rlm.resume import not_redacted, recorded_policy
-from orchestrator.trajectory.journal import SUFFIX
+from orchestrator.trajectory.journal import RUN_ID, SUFFIX, read
 from orchestrator.trajectory.tape import Tape
 
 OnDivergence = Literal["stop", "fresh"]
@@ -34,6 +34,7 @@ class Saved:
         cut_off: of the question behind them that has none, or None.
         contexts: for each of the tapes, and then the one that was cut off, the contexts that came with its question.
         relived: those of the tapes that tell of the box that the next question is to find.
+        asked: the highest number of a question so far.
         on_divergence: what is done about a cell that does something else when it is run again: ``stop``, or go on with
             a ``fresh`` box, which has the contexts and no variables.
     """
@@ -44,6 +45,7 @@ class Saved:
     cut_off: Tape | None
     contexts: tuple[tuple[Context, ...], ...]
     relived: tuple[Tape, ...]
+    asked: int
     on_divergence: OnDivergence = "stop"
 
     @classmethod
@@ -70,8 +72,11 @@ class Saved:
             ResumeError: they are no session's, or redacted; or a context or tool is missing.
             PolicyError: a setting is wrong.
         """
-        identity = _session_of(Tape.of(path), path)
-        tapes = list(_read(path.parent, identity))
+        identity = session_of(path)
+        journals = list(_read(path.parent, identity))
+        tapes = [tape for _, tape in journals if tape is not None]
+        if not tapes:
+            raise ResumeError(f"no question of the session {identity} was begun: there is nothing to go on with")
         cut_off = tapes.pop() if tapes[-1].ended is None else None
         tapes = [tape for tape in tapes if tape.ended is not None]
         every = [*tapes, cut_off] if cut_off is not None else tapes
@@ -81,55 +86,73 @@ class Saved:
             raise ResumeError(f"the session had tools that are not given now: {', '.join(missing)}; RLM(tools=…)")
         policy = recorded_policy(every[-1], settings)
         given = _given(every, contexts)
-        return cls(identity, policy, tuple(tapes), cut_off, given, _relived(tapes), on_divergence)
+        asked = journals[-1][0]
+        return cls(identity, policy, tuple(tapes), cut_off, given, _relived(tapes), asked, on_divergence)
 
 
-def _session_of(tape: Tape, path: Path) -> str:
-    session = tape.started.get("session") or {}
-    if not session:
+def session_of(path: Path) -> str:
+    """Return the id of the session that a journal is of.
+
+    Raises:
+        JournalError: it cannot be read.
+        ResumeError: it is of none.
+    """
+    first = next(iter(read(path)), None)
+    if first is None:
+        raise JournalError(f"{path} holds no beginning of a run: give the journal of another question of its session")
+    if first.parent is not None:
+        raise ResumeError(f"{path} is the journal of a child run: give that of the question, {first.parent}")
+    session = first.fields.get("session")
+    identity = session.get("id") if isinstance(session, dict) else None
+    # It becomes a part of the names of files.
+    if not isinstance(identity, str) or not RUN_ID.fullmatch(identity):
         raise ResumeError(f"{path} is the journal of a run of its own and of no session: `journal resume` takes it up")
-    return str(session["id"])
+    return identity
 
 
-def _read(folder: Path, identity: str) -> Iterator[Tape]:
-    number = 1
-    while (path := folder / f"{identity}-{number}{SUFFIX}").exists():
-        tape = Tape.of(path, whole=True)
-        if tape.ended is None:
-            tape = Tape.of(path)
-        not_redacted(tape)
-        if _session_of(tape, path) != identity or tape.started["session"]["question"] != number:
-            raise JournalError(f"{path} is not of question {number} of the session {identity}")
-        yield tape
-        number += 1
-    if number == 1:
-        raise JournalError(f"the journal of the session's first question is missing: {folder / identity}-1{SUFFIX}")
+def _read(folder: Path, identity: str) -> Iterator[tuple[int, Tape | None]]:
+    """Yield the number of each question and its tape; None for one that was cut off before its first event."""
+    names = {path.stem.removeprefix(f"{identity}-") for path in folder.glob(f"{identity}-*{SUFFIX}")}
+    for place, number in enumerate(sorted(int(name) for name in names if name.isdecimal()), 1):
+        path = folder / f"{identity}-{place}{SUFFIX}"
+        if number != place:
+            raise JournalError(f"the journal of question {place} of the session is missing: {path}")
+        yield number, _tape(path, identity, number)
+
+
+def _tape(path: Path, identity: str, number: int) -> Tape | None:
+    if next(iter(read(path)), None) is None:
+        return None
+    tape = Tape.of(path, whole=True)
+    tape = tape if tape.ended is not None else Tape.of(path)
+    not_redacted(tape)
+    if session_of(path) != identity or tape.started["session"]["question"] != number:
+        raise JournalError(f"{path} is not of question {number} of the session {identity}")
+    return tape
 
 
 def _check_order(tapes: Sequence[Tape]) -> None:
     head = ""
     for tape in tapes:
         if tape.started["session"]["previous"] != head:
-            raise JournalError(
-                f"{tape.path} does not follow on the journal before it: that one was changed, or is missing"
-            )
+            raise JournalError(f"{tape.path} does not follow on the journal before it: one of them was changed")
         head = tape.head
 
 
 def _given(tapes: Sequence[Tape], contexts: Sequence[Context]) -> tuple[tuple[Context, ...], ...]:
     """Return the contexts that came with each question, found by their hashes."""
-    known = {(info.kind, info.sha256): context for context in contexts for info in [describe(check(context))]}
+    known = {(info.kind, info.sha256, info.layout): each for each in contexts for info in [describe(check(each))]}
     found: list[tuple[Context, ...]] = []
     before = 0
     for tape in tapes:
         session = tape.started["session"]
-        came = [(facts["kind"], facts["sha256"]) for facts in session["contexts"][before:]]
+        came = [(facts["kind"], facts["sha256"], facts["layout"]) for facts in session["contexts"][before:]]
         before = len(session["contexts"])
-        for kind, sha256 in came:
-            if (kind, sha256) not in known:
+        for key in came:
+            if key not in known:
                 raise ResumeError(
                     f"a context of the session is missing: the one that came with question {session['question']}, a "
-                    f"{kind} with the hash {sha256[:12]}…"
+                    f"{key[0]} with the hash {key[1][:12]}…"
                 )
         found.append(tuple(known[key] for key in came))
     return tuple(found)

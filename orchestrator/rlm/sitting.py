@@ -51,7 +51,7 @@ class Sitting:
             "id": self.session,
             "question": self.question,
             "previous": self.previous,
-            "contexts": [{"kind": info.kind, "sha256": info.sha256} for info in self.contexts],
+            "contexts": [{"kind": info.kind, "sha256": info.sha256, "layout": info.layout} for info in self.contexts],
         }
 
     async def begin(self, cells: Session, timeout: float, lazy: Sequence[int | None]) -> Earlier | None:

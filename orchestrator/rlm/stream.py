@@ -93,8 +93,13 @@ class RunStream:
 
 
 @asynccontextmanager
-async def streamed(begin: Begin) -> AsyncIterator[RunStream]:
-    """Carry a run out beside the block; leaving the block ends a run that goes on."""
+async def streamed(begin: Begin, patience_s: float = 0.0) -> AsyncIterator[RunStream]:
+    """Carry a run out beside the block; leaving the block ends a run that goes on.
+
+    Args:
+        begin: carries it out.
+        patience_s: seconds it has to end by itself, before it is cancelled.
+    """
     stream = RunStream()
     with ungrouped() as whole:
         async with anyio.create_task_group() as tasks:
@@ -105,4 +110,7 @@ async def streamed(begin: Begin) -> AsyncIterator[RunStream]:
                 whole.append(group)
                 raise
             finally:
+                stream.stop()
+                with anyio.move_on_after(patience_s, shield=True):
+                    await stream._ended.wait()  # noqa: SLF001 - as above
                 tasks.cancel_scope.cancel()

@@ -31,7 +31,7 @@ KEPT: dict[str, frozenset[str]] = {
 }
 # And of what is no text but an object, these.
 KEPT_INSIDE: dict[tuple[str, str], frozenset[str]] = {
-    ("run_started", "context"): frozenset(("kind", "sha256")),
+    ("run_started", "context"): frozenset(("kind", "sha256", "layout")),
     ("run_started", "origin"): frozenset(("model", "sub_model")),
     ("cell_finished", "result"): frozenset(("status",)),
 }

@@ -64,12 +64,12 @@ class Desk:
 
     def _heard(self, _: Envelope) -> None:
         if self.folder is not None:
-            self.states.append({path.name: path.stat().st_size for path in self.folder.iterdir()})
+            self.states.append({path.name: path.stat().st_size for path in self.folder.glob("*.jsonl")})
 
     @property
     def journals(self) -> list[Path]:
         assert self.folder is not None
-        return sorted(self.folder.iterdir())
+        return sorted(self.folder.glob("*.jsonl"))
 
     @property
     def served(self) -> list[str]:
@@ -234,6 +234,50 @@ class TestQuestions:
             with pytest.raises(JournalError, match="disk full"):
                 await session.ask("And?")
 
+    async def test_whose_journal_cannot_be_made_end_the_session(self, tmp_path: Path) -> None:
+        desk = Desk(tmp_path, [finals("1"), finals("2"), finals("3")])
+        async with desk.rlm.asession() as session:
+            await session.ask("What?", "text")
+            (tmp_path / f"{session.id}-2.jsonl").write_text("somebody else's", encoding="utf-8")
+            for _ in range(2):
+                with pytest.raises(JournalError, match="cannot create the journal"):
+                    await session.ask("And?")
+        assert len(session.results) == 1
+        assert len(desk.requests) == 1
+
+    async def test_cannot_be_asked_when_the_block_is_left(self, tmp_path: Path) -> None:
+        desk = Desk(tmp_path, [finals("1")])
+        async with desk.rlm.asession() as session:
+            await session.ask("What?", "text")
+        with pytest.raises(ConfigurationError, match="the session is over"):
+            await session.ask("And?")
+        assert len(desk.journals) == 1
+
+    async def test_whose_events_nobody_reads_any_more_are_stopped_and_leave_the_box(self) -> None:
+        async def hangs(box: FakeBox) -> None:
+            del box
+            await anyio.sleep_forever()
+
+        desk = Desk(None, [hangs, finals("2")])
+        async with desk.rlm.asession() as session:
+            async with session.stream("What?", "text") as run:
+                async for envelope in run:
+                    if envelope.event.kind == "cell_started":
+                        break
+            assert session.results[0].reason == "interrupted"
+            assert (await session.ask("And?")).answer == "2"
+        assert len(desk.boxes.opened) == 1
+
+    async def test_keep_the_context_that_they_were_asked_with(self) -> None:
+        context = ["one"]
+        desk = Desk(None, [finals("1")], [finals("2")])
+        async with desk.rlm.asession() as session:
+            await session.ask("What?", context)
+            context.append("two")
+            desk.boxes.opened[0].gone = True
+            await session.ask("And?")
+        assert desk.boxes.opened[1].contexts == [["one"]]
+
     def test_can_be_asked_without_an_event_loop(self) -> None:
         desk = Desk(None, [finals("1"), finals("2")])
         with desk.rlm.session() as session:
@@ -331,6 +375,10 @@ async def test_a_compacted_history_is_read_as_it_was(tmp_path: Path) -> None:
     assert histories[0] == histories[1]
 
 
+def locks(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.lock"))
+
+
 class TestTakingUp:
     @pytest.fixture
     async def desk(self, tmp_path: Path) -> Desk:
@@ -422,13 +470,61 @@ class TestTakingUp:
         with pytest.raises(JournalError, match="is not of question 2"):
             await take_up(journal, both)
         desk.journals[1].unlink()
-        async with again.rlm.aresume_session(journal, both) as session:
-            assert len(session.results) == 1
-        (desk.journals[0]).unlink()
-        with pytest.raises(JournalError, match="first question is missing"):
+        with pytest.raises(JournalError, match="the journal of question 2 of the session is missing"):
+            await take_up(journal, both)
+        journal.unlink()
+        with pytest.raises(JournalError, match="the journal of question 1 of the session is missing"):
             await take_up(desk.journals[0], both)
-        assert len(again.boxes.opened) == 1
+        with pytest.raises(ConfigurationError, match="contexts is the list of all contexts"):
+            await take_up(desk.journals[0], "the long text")  # type: ignore[arg-type]
+        assert again.boxes.opened == []
         assert again.served == []
+        assert not locks(tmp_path)
+
+    async def test_a_question_that_was_cut_off_before_its_first_event_was_never_asked(self, desk: Desk) -> None:
+        last = desk.journals[-1]
+        for number, left in enumerate((b"", b'{"v":1,"kind":"run_st', last.read_bytes().split(b"\n")[0][:0]), 4):
+            last.with_name(f"{last.stem[:-1]}{number}.jsonl").write_bytes(left)
+            again = Desk(desk.folder, [*CELLS, finals("next")])
+            async with again.rlm.aresume_session(last, CONTEXTS) as session:
+                assert (len(session.results), session.unfinished) == (3, "")
+        again = Desk(desk.folder, [*CELLS, finals("next")])
+        async with again.rlm.aresume_session(last, CONTEXTS) as session:
+            result = await session.ask("Next?")
+        assert (result.answer, result.run) == ("next", f"{session.id}-7")
+
+    async def test_one_that_found_its_variables_is_not_gone_on_with_where_they_are_lost(self, desk: Desk) -> None:
+        last = desk.journals[-1]
+        lines = last.read_bytes().splitlines(keepends=True)
+        last.write_bytes(b"".join(lines[:8]))
+        other = Desk(desk.folder, [prints, asks("x", "one")], [finals("anew")])
+        async with other.rlm.aresume_session(last, CONTEXTS, on_divergence="fresh") as session:
+            assert session.unfinished == "Third?"
+            with pytest.raises(ResumeError, match="ask it again"):
+                await session.finish()
+            assert (await session.ask(session.unfinished)).answer == "anew"
+
+    async def test_a_session_is_one_processs_at_a_time(self, desk: Desk) -> None:
+        again, third = Desk(desk.folder, [*CELLS, finals("4")]), Desk(desk.folder, CELLS)
+        async with again.rlm.aresume_session(desk.journals[0], CONTEXTS) as session:
+            with pytest.raises(JournalError, match="somebody else goes on with the session"):
+                async with third.rlm.aresume_session(desk.journals[1], CONTEXTS):
+                    pytest.fail("both have it")
+            assert (await session.ask("Fourth?")).answer == "4"
+        async with third.rlm.aresume_session(desk.journals[1], CONTEXTS) as session:
+            assert len(session.results) == 4
+
+    async def test_contexts_of_the_same_characters_are_told_apart(self, tmp_path: Path) -> None:
+        contexts: list[Context] = [["ab", "c"], ["a", "bc"], {"x": "t"}, {"y": "t"}]
+        bodies = [finals(str(number)) for number in range(5)]
+        first = Desk(tmp_path, bodies)
+        async with first.rlm.asession() as session:
+            for context in contexts:
+                await session.ask("What?", context)
+        again = Desk(tmp_path, bodies)
+        async with again.rlm.aresume_session(first.journals[0], contexts[::-1]) as session:
+            await session.ask("And?")
+        assert again.boxes.opened[0].contexts == contexts
 
     async def test_a_journal_that_does_not_follow_on_the_one_before_is_refused(
         self, desk: Desk, tmp_path: Path
