@@ -66,7 +66,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "files", nargs="*", metavar="FILE", help="files or folders; with --resume, those that were moved since"
     )
     parser.add_argument(
-        "--resume", metavar="ID|FILE", type=given, help="go on with a session, by its id or one of its journals"
+        "--resume", metavar="ID|FILE", type=given, help="go on with a session: its id, one of its journals, or last"
     )
     parser.add_argument(
         "--on-divergence",

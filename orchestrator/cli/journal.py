@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         description="Show the turns, cells and sub-calls of a run, its child runs among them.",
         allow_abbrev=False,
     )
-    show.add_argument("run", metavar="FILE|RUN", help="a journal, or a run's id or its beginning")
+    show.add_argument("run", metavar="FILE|RUN", help="a journal, a run's id or its beginning, or last")
     add_journal(show)
     show.add_argument(
         "--turn", metavar="N|N-M", type=_turns, help="show these turns alone; 0 is what comes before the first"
@@ -58,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "turns, cells, sub-calls, a timeline, what was spent, and a search.",
         allow_abbrev=False,
     )
-    page.add_argument("run", metavar="FILE|RUN", help="a journal, or a run's id or its beginning")
+    page.add_argument("run", metavar="FILE|RUN", help="a journal, a run's id or its beginning, or last")
     page.add_argument(
         "-o", "--output", metavar="FILE", type=given, help="where to; - is stdout (default: RUN.html in this folder)"
     )

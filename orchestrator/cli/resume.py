@@ -26,7 +26,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         "any model again, and from where it ends the run goes on. The policy is the run's own; --set gives it more.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="FILE|RUN", help="a journal, or a run's id or its beginning")
+    parser.add_argument("run", metavar="FILE|RUN", help="a journal, a run's id or its beginning, or last")
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="the context, where it is no longer where the run found it"
     )

@@ -1,10 +1,14 @@
-"""Which journal is meant: by its file, or by a run's id or its beginning."""
+"""Which journal is meant: by its file, by a run's id or its beginning, or as the last one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.errors import ConfigurationError
+
+# What a run may be called instead of by its id: the one that was recorded last.
+LAST = "last"
 
 
 def journals(directory: Path) -> list[Path]:
@@ -17,6 +21,8 @@ def journals(directory: Path) -> list[Path]:
 def find(name: str, directory: Path) -> Path:
     """Return the journal that ``name`` is the path of, or the one in ``directory`` whose run id begins with it.
 
+    ``last`` is the one that was written last, of those that are no child run's.
+
     Raises:
         ConfigurationError: there is none, or more than one.
     """
@@ -24,6 +30,8 @@ def find(name: str, directory: Path) -> Path:
         raise ConfigurationError("the run is empty: give a file, or a run's id or its beginning")
     if Path(name).is_file():
         return Path(name)
+    if name == LAST:
+        return last(path for path in journals(directory) if "." not in path.stem)
     starting = [path for path in journals(directory) if path.stem.startswith(name)]
     # The id of a child run begins with its parent's: what is asked for is the parent.
     ids = [f"{path.stem}." for path in starting]
@@ -36,3 +44,15 @@ def find(name: str, directory: Path) -> Path:
     if len(found) > 1:
         raise ConfigurationError(f"{len(found)} runs in {directory} begin with {name!r}: give more of the id")
     return found[0]
+
+
+def last(paths: Iterable[Path]) -> Path:
+    """Return the journal that was written last.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    found = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if found is None:
+        raise ConfigurationError("nothing was recorded yet: there is no last one")
+    return found

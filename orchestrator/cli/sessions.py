@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.common import PROG
-from orchestrator.cli.runs import journals
+from orchestrator.cli.runs import LAST, journals, last
 from orchestrator.errors import ConfigurationError, ResumeError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def session_of(path: Path) -> str:
 
 
 def find(name: str, directory: Path) -> Path:
-    """Return a journal of the session that ``name`` means: a journal's path, a session's id, or the beginning of one.
+    """Return a journal of the session that ``name`` means: a path, a session's id, its beginning, or ``last``.
 
     Raises:
         ConfigurationError: there is none, or more than one.
@@ -97,6 +97,8 @@ def find(name: str, directory: Path) -> Path:
         raise ConfigurationError("the session is empty: give a file, or a session's id or its beginning")
     if Path(name).is_file():
         return Path(name)
+    if name == LAST:
+        return last(path for path in journals(directory) if "." not in path.stem and session_of(path))
     found: dict[str, Path] = {}
     starting = [path for path in journals(directory) if path.stem.startswith(name)]
     for path in starting:
@@ -126,10 +128,9 @@ def _beginnings(folder: Path, identity: str) -> Iterator[tuple[Path, Record]]:
     number = 1
     while (path := folder / f"{identity}-{number}.jsonl").exists():
         first = _first(path)
-        if first is None or first.kind != "run_started":
-            return  # it was cut off before it began, or is damaged: whoever reads it whole says so
-        yield path, first
         number += 1
+        if first is not None and first.kind == "run_started":  # else it was cut off before it began, or is damaged
+            yield path, first
 
 
 def _origins(firsts: Iterator[Record]) -> Iterator[tuple[int, tuple[str, ...], bool]]:

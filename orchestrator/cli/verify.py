@@ -29,7 +29,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         "what was spent against the ledger. One line a problem; exit code 1 when there is one.",
         allow_abbrev=False,
     )
-    check.add_argument("run", metavar="FILE|RUN", help="a journal, or a run's id or its beginning")
+    check.add_argument("run", metavar="FILE|RUN", help="a journal, a run's id or its beginning, or last")
     check.add_argument(
         "--head", metavar="HASH", type=_head, help="what its hash chain has to end with, as the run told at its end"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,3 +144,17 @@ def test_show_refuses_choices_that_make_no_sense(cli: Run, arguments: list[str],
     code, out, err = cli("journal", "show", "run-abc", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert complaint in err
+
+
+def test_last_is_the_run_that_was_recorded_last_and_no_child(cli: Run, journal: Path) -> None:
+    code, _, err = cli("journal", "show", "last", "--journal", str(journal.parent / "none"))
+    assert (code, err.count("nothing was recorded yet")) == (2, 1)
+    for number, name in enumerate(("run-xyz", "run-xyz.1", "run-def"), 1):
+        path = write_at(journal.parent, name, [(n / 10, event) for n, event in enumerate(a_run())])
+        os.utime(path, (1000 * number, 1000 * number))
+    os.utime(journal, (5000, 5000))
+    os.utime(journal.parent / "run-xyz.1.jsonl", (6000, 6000))
+    assert "run run-abc, begun" in cli("journal", "show", "last")[1]
+    assert cli("journal", "html", "last")[1] == "run-abc.html\n"
+    code, _, err = cli("chat", "--resume", "last")
+    assert (code, "nothing was recorded yet" in err) == (2, True)
