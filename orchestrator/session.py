@@ -287,9 +287,9 @@ async def open_session(
         given = {"tools": tuple(tools)} if tools else {}
         async with backing.open_box(policy, context, session.answer, **given) as box:
             info = box.info
+            container = info.container
             opened = info.container, info.image, info.runtime, info.opened_s, info.controls
             recorder.emit(SandboxOpened(*opened, lent=box.cells > 0))
-            container = info.container
             session.attach(box, broker)
             yield session
         session.check()

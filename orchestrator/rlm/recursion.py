@@ -179,16 +179,17 @@ class Run:
         try:
             outcome = await self._guarded(recorder, info, stop)
         except ContextError as error:
-            outcome = self._end = Outcome("failed", None, str(error), error)
+            outcome = Outcome("failed", None, str(error), error)
             raise
         except BaseException:
-            outcome = self._end = Outcome("failed", self._said, INTERRUPTED)
+            outcome = Outcome("failed", self._said, INTERRUPTED)
             raise
         finally:
             if self._conversation is not None:
                 self._conversation.close()
             if isinstance(recorder, Replay):
                 self.owe(recorder.unpaid())
+            self._end = outcome
             usage, elapsed = self.scope.usage(), monotonic() - began
             end = RunFinished(outcome.status, outcome.answer, outcome.reason, usage, self._turns, elapsed)
             try:

@@ -548,3 +548,25 @@ class TestTakingUp:
         with pytest.raises(ResumeError, match="is redacted"):
             async with Desk(tmp_path).rlm.aresume_session(desk.journals[0], ["text"]):
                 pytest.fail("it was taken up")
+
+
+@pytest.mark.parametrize("kind", ["sandbox_opened", "cell_started", "run_finished"])
+async def test_a_listener_that_breaks_ends_its_question_and_costs_no_more_than_that(tmp_path: Path, kind: str) -> None:
+    def breaks(envelope: Envelope) -> None:
+        if envelope.event.kind == kind and envelope.run.endswith("-2"):
+            raise RuntimeError("the listener broke")
+
+    first = Desk(tmp_path, [finals("1"), finals("2"), finals("3")], on_event=breaks)
+    async with first.rlm.asession() as session:
+        await session.ask("First?", "text")
+        with pytest.raises(RuntimeError, match="the listener broke"):
+            await session.ask("Second?")
+        told = session.results[1].status
+        third = await session.ask("Third?")
+    assert third.status == "answered"
+    recorded = [record.fields["status"] for record in read(first.journals[1]) if record.kind == "run_finished"]
+    assert recorded == [told]
+    again = Desk(tmp_path, [finals("1"), finals("2"), finals("3")])
+    async with again.rlm.aresume_session(first.journals[0], ["text"]) as session:
+        assert session.results[2].answer == third.answer
+    assert again.boxes.opened[0].codes == first.boxes.opened[0].codes
