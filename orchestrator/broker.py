@@ -47,7 +47,7 @@ from typing import Final
 import anyio
 
 from orchestrator import broker_params as params
-from orchestrator.broker_cell import Batch, CellBooks, RefusalLog
+from orchestrator.broker_cell import RECORDED_BUDGETS, Batch, CellBooks, RefusalLog
 from orchestrator.context import Context
 from orchestrator.errors import (
     ConfigurationError,
@@ -58,7 +58,7 @@ from orchestrator.errors import (
     ProviderDownError,
     RlmSandboxError,
 )
-from orchestrator.events import FinalSet, Recorder
+from orchestrator.events import BudgetTold, FinalSet, Recorder
 from orchestrator.ledger import Amount, Reservation, Scope
 from orchestrator.memo import Memo
 from orchestrator.metering import Complete, Till
@@ -183,6 +183,7 @@ class Broker:
 
         Raises:
             RpcRefusal: it is refused, or failed; the cause, where there is one, stays on the host.
+            GivenUpError: it has no answer, as it had none when its cell was stopped.
         """
         try:
             return await self._answer(call)
@@ -310,10 +311,16 @@ class Broker:
         self._check_running()
         return await self._tools.call(name, call.body, cell)
 
-    async def _budget(self, call: RpcCall, _cell: int) -> RpcReply:
+    async def _budget(self, call: RpcCall, cell: int) -> RpcReply:
         params.nothing(call.params, call.body)
+        nth = self._books.nth(call)
         await self._books.pace()
-        return RpcReply(dict(self._scope.remaining()))
+        left = self._recorder.budget(cell, nth)
+        if left is None:
+            left = self._scope.remaining()
+            if nth <= RECORDED_BUDGETS:
+                self._recorder.emit(BudgetTold(cell, nth, left))
+        return RpcReply(dict(left))
 
     async def _final(self, call: RpcCall, cell: int) -> RpcReply:
         answer = params.final_answer(call.params, call.body, self._limits)

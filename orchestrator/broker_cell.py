@@ -18,6 +18,8 @@ from orchestrator.transport.rpc import RpcCall, RpcRefusal
 MAX_CALLS: Final = 65_536
 # A cell may be refused 65,536 times; its first ones of each kind tell the story, the rest is a number.
 RECORDED_REFUSALS: Final = 32
+# Answers to `budget` of one cell that are recorded, some 300 bytes each; later ones are given and not played back.
+RECORDED_BUDGETS: Final = 1024
 # Calls of a cell that cost nothing (refused, or asking what is left) and are answered at once; after those, each waits.
 # A box has a window of calls and no more, so a flood of them costs this host a thousand or so a second.
 FREE_CALLS: Final = 4096

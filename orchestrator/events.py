@@ -255,6 +255,22 @@ class ToolFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetTold(Event):
+    """A cell asked what is left, and has not seen the answer yet: code that goes by it does so again in a resumed run.
+
+    Attributes:
+        cell: the cell it comes from.
+        nth: which such call in its cell it was, from 1.
+        left: by policy key, as of :meth:`orchestrator.ledger.Scope.remaining`.
+    """
+
+    kind: ClassVar[str] = "budget_told"
+    cell: int
+    nth: int
+    left: dict[str, int | float]
+
+
+@dataclass(frozen=True, slots=True)
 class RetryScheduled(Event):
     """A request failed in a way that may pass; another attempt follows after ``wait_s``.
 
@@ -465,6 +481,21 @@ class Past:
     cost_usd: float | None = None
 
 
+class GivenUpError(Exception):
+    """A call in a cell that is played back has no recorded outcome: it was given up, and is given up again.
+
+    It asks nobody and has no answer. Whoever meets this holds nothing for it any more and lets it wait for the end of
+    its cell.
+
+    Attributes:
+        stops: that cell was stopped then and did not end by itself, so it is to be stopped again.
+    """
+
+    def __init__(self, *, stops: bool) -> None:
+        super().__init__("it was given up with its cell")
+        self.stops = stops
+
+
 @dataclass(slots=True)
 class Recorder:
     """Numbers a run's events and hands each to every sink, in order, before it returns.
@@ -501,6 +532,17 @@ class Recorder:
 
     def refusal(self, cell: int, method: str, nth: int) -> Refused | None:
         """Return how the ``nth`` call of a method in a cell was refused; None if it was not."""
+
+    def budget(self, cell: int, nth: int) -> dict[str, int | float] | None:
+        """Return what the ``nth`` ``budget`` call of a cell was told is left; None where that is not recorded."""
+
+    def begin_child(self, cell: int, *, interrupted: bool) -> None:
+        """Note that a child run is about to begin, or to go on where it was interrupted or cut off.
+
+        Raises:
+            GivenUpError: it was given up with its cell.
+            ResumeError: nothing may be asked.
+        """
 
     def emit(self, event: Event) -> None:
         """Record ``event`` everywhere."""

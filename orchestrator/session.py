@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Never, Protocol
 
 import anyio
 
 from orchestrator.broker import Accept, Broker
 from orchestrator.context import Context
 from orchestrator.errors import RlmSandboxError
-from orchestrator.events import KEPT, CellFinished, CellStarted, Recorder, SandboxClosed, SandboxOpened
+from orchestrator.events import KEPT, CellFinished, CellStarted, GivenUpError, Recorder, SandboxClosed, SandboxOpened
 from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.ledger import Reservation, Scope
@@ -24,6 +24,10 @@ from orchestrator.policy import Policy
 from orchestrator.tools import Toolbox
 from orchestrator.traffic import Lane
 from orchestrator.transport.rpc import RpcCall, RpcHandler, RpcRefusal, RpcReply
+
+# A cell that was stopped while a call waited is stopped again so long after it waits again: what other threads of it
+# still did then, they do meanwhile.
+GIVEN_UP_S: Final = 1.0
 
 
 class Box(Protocol):
@@ -210,10 +214,21 @@ class Session:
             if running and self._broker.fatal is not None:
                 self._stop.set()
             raise
+        except GivenUpError as error:
+            await self._give_up(stops=error.stops)
         except Exception as error:
             self._failure = self._failure or error
             self._running.cancel()
             raise RpcRefusal("run_stopped", "the run is being ended") from error
+
+    async def _give_up(self, *, stops: bool) -> Never:
+        """Wait for the end of the cell that runs; where it did not end by itself then, stop it soon."""
+        stop = self._stop
+        if stops:
+            await anyio.sleep(GIVEN_UP_S)
+            stop.set()
+        while True:
+            await anyio.sleep_forever()
 
     def check(self) -> None:
         """Raise what :meth:`answer` met, if it met anything."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
-from orchestrator.errors import JournalError, LimitExceededError, ResumeError, SandboxError
+from orchestrator.errors import JournalError, LimitExceededError, SandboxError
 from orchestrator.events import ChildFinished, ChildStarted, Recorder
 from orchestrator.ledger import NANO, Amount, Bill, Paid
 from orchestrator.policy import Budget
@@ -33,9 +33,8 @@ _PARTIAL_BYTES = 4096
 class Children:
     """Carries out the child runs of one run, as a :data:`orchestrator.session.ChildRun`."""
 
-    def __init__(self, parent: Run, recorder: Recorder, *, live: bool = True) -> None:
-        """Serve the box of ``parent``; one that is not ``live`` gives recorded answers alone."""
-        self._live = live
+    def __init__(self, parent: Run, recorder: Recorder) -> None:
+        """Serve the box of ``parent``."""
         self._parent = parent
         self._recorder = recorder
         past = None if parent.past is None else parent.past.tape
@@ -49,11 +48,12 @@ class Children:
             RpcRefusal: ``child_limit`` or ``child_no_answer``, with the partial answer in the message.
             LimitExceededError: the budget does not allow a child.
             RlmSandboxError: what made the child fail.
+            GivenUpError: it was interrupted with its cell, which is played back.
         """
         async with self._parent.places.place(self._parent.scope.depth + 1):
             past = await self._past_of(call)
-            if not self._live and (past is None or past.ended is None):
-                raise ResumeError(f"cell {call.cell} asks for a child run whose answer is not recorded")
+            if past is None or not _is_over(past):
+                self._recorder.begin_child(call.cell, interrupted=past is not None and past.ended is not None)
             run = self._child(call, past)
             try:
                 result = await self._carry_out(run, call, past)
@@ -70,7 +70,7 @@ class Children:
         return result.answer
 
     async def _carry_out(self, run: Run, call: ChildCall, past: Tape | None) -> Result:
-        if past is not None and past.ended is not None:
+        if past is not None and past.ended is not None and _is_over(past):
             return _as_it_ended(run, past, past.ended)
         status, reason = "failed", INTERRUPTED
         try:
@@ -84,7 +84,7 @@ class Children:
 
     async def _past_of(self, call: ChildCall) -> Tape | None:
         """Return what is recorded of a child run, if it is one that a resumed run had begun; a child without is new."""
-        known = None if self._past is None else self._past.claim_child(call.query)
+        known = None if self._past is None else self._past.claim_child(call.cell, call.query)
         if known is None or self._past is None:
             return None
         try:
@@ -106,6 +106,12 @@ class Children:
         policy = parent.policy.narrow(parent.policy.model_copy(update={"budget": Budget.model_validate(its)}))
         identity = f"{parent.id}.{next(self._numbers)}" if past is None else past.run
         return parent.child(scope, policy, call, identity, past)
+
+
+def _is_over(past: Tape) -> bool:
+    """Whether a child run came to its end; one that was interrupted with its parent did not."""
+    ended = past.ended
+    return ended is not None and (ended["status"], ended["reason"]) != ("failed", INTERRUPTED)
 
 
 def _as_it_ended(run: Run, past: Tape, ended: dict[str, Any]) -> Result:

@@ -49,11 +49,11 @@ from orchestrator.rlm.loop import Loop, ask_by
 from orchestrator.rlm.places import Places
 from orchestrator.rlm.result import INTERRUPTED, Outcome, Result
 from orchestrator.rlm.sitting import Sitting
-from orchestrator.session import Backing, ChildCall, Session, open_session
+from orchestrator.session import GIVEN_UP_S, Backing, ChildCall, Session, open_session
 from orchestrator.tools import Toolbox
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.replay import OnDivergence, Replay
-from orchestrator.trajectory.tape import Tape
+from orchestrator.trajectory.tape import Tape, TapedCell
 
 _INTERRUPTED = Outcome("failed", None, INTERRUPTED)
 
@@ -272,7 +272,8 @@ class Run:
     async def relive(self) -> None:
         """Run the recorded cells of a question once more in its session's box, so that its variables are there again.
 
-        What they ask is answered from the journal alone, and nothing is recorded.
+        What they ask is answered from the journal alone, and nothing is recorded. A call that was given up with its
+        cell has no answer this time either: the cell is stopped again.
 
         Raises:
             ResumeError: a cell does something else than it did.
@@ -281,17 +282,22 @@ class Run:
         if self.past is None:
             raise ValueError("what is not recorded cannot be relived")
         recorder = Replay.of(self.past.tape, (), "stop")
-        recorder.otherwise = "on_divergence='fresh'"
-        children = Children(self, recorder, live=False)
+        recorder.otherwise, recorder.live = "on_divergence='fresh'", False
+        children = Children(self, recorder)
         try:
             async with self._session(recorder, children, AnswerCheck(self.form)) as cells:
                 for cell in self.past.tape.cells.values():
                     if cell.result is not None:
-                        await cells.run_cell(cell.code, 0, self.policy.limits.cell_timeout_s)
-                    if cells.fatal is not None:
-                        raise cells.fatal
+                        await cells.run_cell(cell.code, 0, self._relived_for(cell))
+                    if isinstance(cells.fatal, JournalError):
+                        raise cells.fatal  # and not a provider's refusal, which is one of the recorded answers
         finally:
             self.scope.close()
+
+    def _relived_for(self, cell: TapedCell) -> float:
+        """Return the seconds a cell has; one that was stopped has what it had then, and a little to come as far."""
+        most = self.policy.limits.cell_timeout_s
+        return min(most, float(cell.result["elapsed_s"]) + GIVEN_UP_S) if cell.result and cell.stopped else most
 
     async def _answer_directly(self, recorder: Recorder, check: AnswerCheck) -> Outcome:
         message = prompt.direct(self.query, self.context, schema=self._schema).encode("utf-8", "replace").decode()

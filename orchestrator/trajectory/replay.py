@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from orchestrator import events
 from orchestrator.errors import ResumeError
-from orchestrator.events import Event, Past, Recorder, Sink
+from orchestrator.events import Event, GivenUpError, Past, Recorder, Sink
 from orchestrator.ledger import Paid
-from orchestrator.trajectory.tape import Tape, TapedCall
+from orchestrator.trajectory.tape import CANCELLED, LATE, STOPPED, Tape, TapedCall
 
 OnDivergence = Literal["stop", "live"]
 
@@ -26,6 +26,7 @@ class Replay(Recorder):
         on_divergence: whether a cell that does something else this time ends the run (``stop``), or is recorded, and
             what it asks is asked live (``live``).
         otherwise: what whoever wants to go on all the same is told to ask for.
+        live: whether what has no recorded outcome may be asked; where it may not, that is something else than it did.
         went_live: called once, before the first request that is new: what was paid for and is not played back is to be
             paid now. What it raises refuses the request.
     """
@@ -33,6 +34,7 @@ class Replay(Recorder):
     tape: Tape = field(kw_only=True)
     on_divergence: OnDivergence = field(kw_only=True, default="stop")
     otherwise: str = field(kw_only=True, default="--on-divergence live")
+    live: bool = field(kw_only=True, default=True)
     went_live: Callable[[], object] | None = field(kw_only=True, default=None)
     _claimed: dict[tuple[str, str, int], deque[TapedCall]] = field(default_factory=lambda: defaultdict(deque))
     _turn: int = 0
@@ -76,8 +78,14 @@ class Replay(Recorder):
         return None if reply is None else bool(reply.get("summary"))
 
     def recall(self, purpose: str, model: str, prompt: str, max_tokens: int) -> Past | None:
-        """Return the root model's replies in their order, and the outcome of a sub-call that was just started."""
+        """Return the root model's replies in their order, and the outcome of a sub-call that was just started.
+
+        Raises:
+            ResumeError: there is none, and nothing may be asked.
+        """
         past = self._reply() if purpose == "root" else self._outcome(model, prompt, max_tokens)
+        if past is None and not self.live:
+            raise ResumeError("what is not recorded was asked for")
         if past is None and self.went_live is not None:
             went_live, self.went_live = self.went_live, None
             went_live()
@@ -109,16 +117,33 @@ class Replay(Recorder):
         """Return the result of such a call, as recorded.
 
         Raises:
+            GivenUpError: it was given up with its cell.
             ResumeError: a finished cell calls what it did not call then, and that is to end the run.
         """
-        result = self.tape.claim_tool(tool, arguments)
-        if result is None and self.tape.finished(cell):
-            self._diverged(cell, "it called a tool otherwise than it did then")
+        result = self.tape.claim_tool(cell, tool, arguments)
+        if result is None:
+            self._unrecorded(cell, "it called a tool otherwise than it did then")
         return result
 
     def refusal(self, cell: int, method: str, nth: int) -> events.Refused | None:
-        """Return how a call in a finished cell was refused."""
-        return self.tape.refusal(cell, method, nth)
+        """Return how a call in a finished cell was refused.
+
+        Raises:
+            GivenUpError: because the cell was about to be stopped, and it was.
+        """
+        refused = self.tape.refusal(cell, method, nth)
+        if refused is not None and refused.reason == LATE and self.tape.stopped(cell):
+            raise GivenUpError(stops=True)
+        return refused
+
+    def budget(self, cell: int, nth: int) -> dict[str, Any] | None:
+        """Return what a call was told is left, so that what goes by it goes the same way."""
+        return self.tape.told(cell, nth)
+
+    def begin_child(self, cell: int, *, interrupted: bool) -> None:
+        """Let a child run begin or go on where it may; one whose journal is lost is carried out anew."""
+        if self.tape.stopped(cell) or interrupted or not self.live:
+            self._unrecorded(cell, "it asked for a child run that has no recorded answer", given_up=interrupted)
 
     def _new(self, event: Event) -> Event | None:
         """Return what is to be recorded of an event: itself, itself under another number, or nothing."""
@@ -146,6 +171,8 @@ class Replay(Recorder):
             if event.code != self.tape.cells[cell].code:
                 self._diverged(cell, "its code is another")
             return None
+        if not self.live and isinstance(event, events.CellStarted):
+            self._diverged(cell, "it was not run then")
         if not self.tape.finished(cell):
             return event
         if isinstance(event, events.CellFinished):
@@ -154,19 +181,21 @@ class Replay(Recorder):
 
     def _compare(self, cell: int, now: dict[str, Any]) -> None:
         then = self.tape.cells[cell].result or {}
+        if now.get("status") == CANCELLED or (self.tape.stopped(cell) and now.get("status") in STOPPED):
+            return  # that is no doing of the cell's own, and how far it came is a matter of time
         if then.get("status") != now.get("status"):
             self._diverged(cell, f"it ended as {now.get('status')}, and as {then.get('status')} then")
         elif any(then.get(name) != now.get(name) for name in ("stdout", "result")):
             self._diverged(cell, "it printed something else", harmless=True)
 
     def _subcall_started(self, event: events.SubcallStarted) -> Event | None:
-        taped = self.tape.claim(event.model, event.prompt, event.max_tokens)
+        asked = event.cell, event.model, event.prompt, event.max_tokens
+        taped = self.tape.claim(*asked)
         if taped is not None:
             self._claimed[event.model, event.prompt, event.max_tokens].append(taped)
             self._playing.add(event.call)
             return None
-        if self.tape.finished(event.cell):
-            self._diverged(event.cell, "it asked something that it did not ask then")
+        self._unrecorded(event.cell, "it asked something that it did not ask then", given_up=self.tape.gave_up(*asked))
         self.tape.last_call += 1
         self._numbers[event.call] = self.tape.last_call
         return replace(event, call=self.tape.last_call)
@@ -176,6 +205,24 @@ class Replay(Recorder):
             self._playing.remove(event.call)
             return None
         return replace(event, call=self._numbers.get(event.call, event.call))
+
+    def _unrecorded(self, cell: int, what: str, *, given_up: bool = False) -> None:
+        """Deal with a request that has no recorded outcome; return where it is to be made.
+
+        Args:
+            cell: that asks.
+            what: it did, if that is something else than it did then.
+            given_up: it is recorded that this request was, with its cell or run.
+
+        Raises:
+            GivenUpError: the cell was stopped, or came to its end, before it had one.
+            ResumeError: the cell had come to its end without it, or nothing may be asked.
+        """
+        stopped, finished = self.tape.stopped(cell), self.tape.finished(cell)
+        if stopped or (given_up and finished):
+            raise GivenUpError(stops=stopped)
+        if finished or not self.live:
+            self._diverged(cell, what)
 
     def _diverged(self, cell: int, what: str, *, harmless: bool = False) -> None:
         Recorder.emit(self, events.Diverged(cell, what))

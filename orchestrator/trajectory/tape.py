@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from orchestrator.errors import JournalError
 from orchestrator.events import Refused
@@ -24,8 +24,12 @@ from orchestrator.trajectory.books import Books
 from orchestrator.trajectory.journal import SUFFIX, Record, read
 
 _REFUSED = tuple(name.name for name in fields(Refused))
-# Recorded of a call that was given up because its cell or run ended: asked again, it may well be answered.
-_GIVEN_UP = frozenset(("cancelled",))
+CANCELLED: Final = "cancelled"
+"""Code of a call that was given up because its cell or run ended, and status of a cell that its run ended."""
+LATE: Final = "cell_timeout_s"
+"""Code of a call that was given up because its cell was about to be stopped."""
+STOPPED: Final = frozenset((CANCELLED, "timeout"))
+"""Status of a cell that did not end by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,11 @@ class TapedCell:
 
     code: str
     result: dict[str, Any] | None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped: what it waited for then, it does not get."""
+        return self.result is not None and self.result.get("status") in STOPPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,19 @@ class TapedCall:
 
 
 @dataclass(frozen=True, slots=True)
+class TapedTool:
+    """A call of a tool that returned.
+
+    Attributes:
+        cell: that asked.
+        result: as JSON.
+    """
+
+    cell: int
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
 class TapedChild:
     """A child run that began.
 
@@ -76,6 +98,9 @@ class TapedChild:
     id: str
     cell: int
     query: str
+
+
+_Taped = TypeVar("_Taped", TapedCall, TapedTool, TapedChild)
 
 
 @dataclass(slots=True)
@@ -97,6 +122,7 @@ class Tape:
 
     Attributes:
         path: of the journal.
+        whole: as of :meth:`of`.
         run: id of the run.
         parent: id of the run that asked for it, or None.
         started: the fields of its ``run_started``.
@@ -121,6 +147,7 @@ class Tape:
     """
 
     path: Path
+    whole: bool = False
     run: str = ""
     parent: str | None = None
     started: dict[str, Any] = field(default_factory=dict)
@@ -142,7 +169,9 @@ class Tape:
     last_tool: int = 0
     _calls: dict[bytes, deque[TapedCall]] = field(default_factory=lambda: defaultdict(deque))
     _refused: dict[tuple[int, str, int], Refused] = field(default_factory=dict)
-    _tools: dict[bytes, deque[str]] = field(default_factory=lambda: defaultdict(deque))
+    _budgets: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    _given_up: set[tuple[int, bytes]] = field(default_factory=set)
+    _tools: dict[bytes, deque[TapedTool]] = field(default_factory=lambda: defaultdict(deque))
 
     @classmethod
     def of(cls, path: Path, *, whole: bool = False) -> Tape:
@@ -150,13 +179,14 @@ class Tape:
 
         Args:
             path: of the journal.
-            whole: take what a limit put behind the course as a part of it: the run is not to go on, but to be retold.
+            whole: take what a limit put behind the course, and a cell in which it was interrupted, as a part of it:
+                the run is not to go on, but to be retold.
 
         Raises:
             JournalError: it cannot be read, is damaged, or holds no beginning of a run.
         """
-        tape = cls(path)
-        tape._take(read(path), whole=whole)
+        tape = cls(path, whole)
+        tape._take(read(path))
         if not tape.started:
             raise JournalError(f"{path} holds no beginning of a run: there is nothing to resume")
         return tape
@@ -176,25 +206,45 @@ class Tape:
         found = self.cells.get(cell)
         return found is not None and found.result is not None
 
-    def claim(self, model: str, prompt: str, max_tokens: int) -> TapedCall | None:
-        """Take the next recorded outcome of such a sub-call, or None where there is none (left)."""
-        calls = self._calls.get(_key(model, prompt, max_tokens))
-        return calls.popleft() if calls else None
+    def stopped(self, cell: int) -> bool:
+        """Whether a cell was run and did not end by itself."""
+        found = self.cells.get(cell)
+        return found is not None and found.stopped
 
-    def claim_tool(self, tool: str, arguments: str) -> str | None:
+    def claim(self, cell: int, model: str, prompt: str, max_tokens: int) -> TapedCall | None:
+        """Take the next recorded outcome of such a sub-call of a cell, or None where there is none (left)."""
+        return self._next(cell, self._calls.get(_key(model, prompt, max_tokens)))
+
+    def claim_tool(self, cell: int, tool: str, arguments: str) -> str | None:
         """Take the next recorded result of such a call of a tool, or None where there is none (left)."""
-        results = self._tools.get(_key(tool, arguments, 0))
-        return results.popleft() if results else None
+        found = self._next(cell, self._tools.get(_key(tool, arguments, 0)))
+        return None if found is None else found.result
+
+    def gave_up(self, cell: int, model: str, prompt: str, max_tokens: int) -> bool:
+        """Whether a finished cell did not wait for the answer to such a sub-call."""
+        return (cell, _key(model, prompt, max_tokens)) in self._given_up
 
     def refusal(self, cell: int, method: str, nth: int) -> Refused | None:
         """Take how the ``nth`` call of a method in a finished cell was refused, if it was."""
         return self._refused.pop((cell, method, nth), None) if self.finished(cell) else None
 
-    def claim_child(self, query: str) -> TapedChild | None:
+    def told(self, cell: int, nth: int) -> dict[str, Any] | None:
+        """Return what the ``nth`` ``budget`` call of a cell was told, if that is recorded."""
+        return self._budgets.get((cell, nth))
+
+    def claim_child(self, cell: int, query: str) -> TapedChild | None:
         """Take the next recorded child run of that question, or None."""
-        found = next((child for child in self.children if child.query == query), None)
+        found = self._next(cell, deque(child for child in self.children if child.query == query))
         if found is not None:
             self.children.remove(found)
+        return found
+
+    def _next(self, cell: int, waiting: deque[_Taped] | None) -> _Taped | None:
+        """Take the first of a cell's own; else of any other's, but what a stopped cell did not get it does not get."""
+        if not waiting or (self.stopped(cell) and all(taped.cell != cell for taped in waiting)):
+            return None
+        found = next((taped for taped in waiting if taped.cell == cell), waiting[0])
+        waiting.remove(found)
         return found
 
     def left_over(self, turns: int) -> list[Paid]:
@@ -219,7 +269,7 @@ class Tape:
 
     # Reading --------------------------------------------------------------------------------------------------------
 
-    def _take(self, records: Iterable[Record], *, whole: bool) -> None:
+    def _take(self, records: Iterable[Record]) -> None:
         course: list[Record] = []
         books = Books()
         limited = False
@@ -243,7 +293,7 @@ class Tape:
                 self.last_tool = max(self.last_tool, record.fields["call"])
             elif record.kind == "child_started":
                 self.last_child = max(self.last_child, _number(record.fields["child"]))
-            if whole or (not limited and record.kind not in ("run_finished", "sandbox_closed")):
+            if self.whole or (not limited and record.kind not in ("run_finished", "sandbox_closed")):
                 self.after = record.seq
             course.append(record)
         books.cut_off()
@@ -274,7 +324,8 @@ class Tape:
                 called[record.fields["call"]] = record.fields
             elif record.kind == "tool_finished":
                 said = called[record.fields["call"]]
-                self._tools[_key(said["tool"], said["arguments"], 0)].append(record.fields["result"])
+                taped = TapedTool(said["cell"], record.fields["result"])
+                self._tools[_key(said["tool"], said["arguments"], 0)].append(taped)
             else:
                 self._play_one(record.kind, record.fields)
         for started, outcome in outcomes:
@@ -292,11 +343,14 @@ class Tape:
                 self._hear(kind, said["turn"], said)
             case "cell_started":
                 self.cells[said["cell"]] = TapedCell(said["code"], None)
-            case "cell_finished":
+            case "cell_finished" if self.whole or said["result"].get("status") != CANCELLED:
+                # In one that is not retold the run was interrupted: it is to be run again.
                 self.cells[said["cell"]] = TapedCell(self.cells[said["cell"]].code, said["result"])
             case "refused" if said["cell"] is not None and said.get("nth"):
                 refused = Refused(**{name: said[name] for name in _REFUSED if name in said})
                 self._refused[refused.cell or 0, refused.method, refused.nth] = refused
+            case "budget_told":
+                self._budgets[said["cell"], said["nth"]] = said["left"]
             case "child_started":
                 self.children.append(TapedChild(said["child"], said["cell"], said["query"]))
 
@@ -313,7 +367,9 @@ class Tape:
         key = _key(started["model"], started["prompt"], started["max_tokens"])
         if outcome.kind == "subcall_finished":
             self._calls[key].append(TapedCall(cell, said, model=str(started["model"])))
-        elif self.finished(cell) and said["code"] not in _GIVEN_UP:
+        elif said["code"] == CANCELLED:
+            self._given_up.add((cell, key))
+        elif self.finished(cell) and not (said["code"] == LATE and self.stopped(cell)):
             self._calls[key].append(TapedCall(cell, None, said["code"]))
 
 

@@ -122,6 +122,7 @@ class _View:
             "tool_started": self._tool_started,
             "tool_finished": self._tool_finished,
             "tool_failed": self._tool_failed,
+            "budget_told": self._untold,
             "refused": self._refused,
             "resumed": self._resumed,
             "diverged": self._diverged,
@@ -380,6 +381,11 @@ class _View:
                 line = " " * len(head)
             line += (" · " if line.strip() and line != head else "") + one_line(part, self._width - len(head))
         yield line
+
+    def _untold(self, record: Record) -> Iterator[str]:
+        """Pass over what is for a resumed run and nobody else."""
+        del record
+        yield from ()
 
     def _unknown(self, record: Record) -> Iterator[str]:
         yield self._at(record, f"{record.kind} (this version has no text for it)")

@@ -81,6 +81,45 @@ async def test_a_question_that_is_stopped_in_its_cell_leaves_the_variables_it_se
         assert (await session.ask("Second?")).answer == "42"
 
 
+async def test_stopped_in_a_cell_that_waits_a_session_is_taken_up_with_what_the_cell_had_set(
+    engine: Engine, tmp_path: Path
+) -> None:
+    del engine
+    stop = anyio.Event()
+    waits = "kept = 41\nprint(llm_query('shout now'))\nkept = 0"
+    its = rlm(waits, "Final = kept + 1", folder=tmp_path)
+    its._sub_model = ScriptedModel.parse('[[sub]]\nmatch = "shout"\nreply = "too late"\ndelay_s = 600')
+    its._on_event = lambda envelope: stop.set() if envelope.event.kind == "subcall_started" else None
+    async with its.asession() as session:
+        with anyio.fail_after(TIMEOUT):
+            stopped = await session.ask("First?", "text", stop=stop)
+        assert (stopped.status, stopped.reason) == ("failed", "interrupted")
+        assert (await session.ask("Second?")).answer == "42"
+    heard: list[str] = []
+    again = rlm("Final = kept + 2", folder=tmp_path)
+    again._on_event = lambda envelope: heard.append(envelope.event.kind)
+    with anyio.fail_after(TIMEOUT):
+        async with again.aresume_session(journals(tmp_path)[0], ["text"]) as session:
+            assert heard == []
+            assert (await session.ask("Third?")).answer == "43"
+    assert "subcall_started" not in heard
+
+
+async def test_code_that_goes_by_its_budget_goes_the_same_way_when_it_is_run_again(
+    engine: Engine, tmp_path: Path
+) -> None:
+    del engine
+    cells = (
+        "print('looks first')",
+        "kept = llm_query(f\"shout {budget()['calls']} {budget()['wall_s']}\"); Final = kept",
+    )
+    async with rlm(*cells, folder=tmp_path).asession() as session:
+        first = await session.ask("First?", "text")
+        assert (first.status, str(first.answer)[-1]) == ("answered", "!")
+    async with rlm("Final = kept", folder=tmp_path).aresume_session(journals(tmp_path)[0], ["text"]) as session:
+        assert (await session.ask("Second?")).answer == first.answer
+
+
 async def test_after_the_kernel_died_the_next_question_is_told_and_has_all_contexts(engine: Engine) -> None:
     del engine
     its = rlm(

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 
@@ -15,7 +16,7 @@ from orchestrator.interpreter import BoxInfo
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
 from orchestrator.rlm.sitting import CLEAR
-from orchestrator.transport.rpc import RpcCall, RpcHandler
+from orchestrator.transport.rpc import RpcCall, RpcHandler, RpcReply
 
 FETCH_DRAFT = 'Final = globals().get("draft")'
 OK = ExecutionResult("ok")
@@ -78,6 +79,7 @@ class FakeBox:
         self.context = context
         self.info = BoxInfo("fake-container", "sha256:fake", "fake", {"network": "none"}, 0.25)
         self.codes: list[str] = []
+        self.timeouts: list[float | None] = []
         self.cell = 0
         self.contexts = [context]
         self.gone = False
@@ -88,9 +90,9 @@ class FakeBox:
     async def execute(
         self, code: str, timeout: float | None = None, stop: anyio.Event | None = None
     ) -> ExecutionResult:
-        del timeout
         self.cell += 1
         self.codes.append(code)
+        self.timeouts.append(timeout)
         if code in (FETCH_DRAFT, CLEAR) or not self._cells:
             return OK
         body = self._cells.popleft()
@@ -113,9 +115,15 @@ class FakeBox:
 
     async def call(self, method: str, body: str = "", **params: object) -> str:
         """Make a call out of the open cell."""
+        return (await self._reply(method, body, **params)).body
+
+    async def budget(self) -> dict[str, Any]:
+        """Call ``budget``."""
+        return (await self._reply("budget")).result
+
+    async def _reply(self, method: str, body: str = "", **params: object) -> RpcReply:
         self._calls += 1
-        reply = await self._rpc(RpcCall(f"{self._calls:032x}", method, params, body, self.cell))
-        return reply.body
+        return await self._rpc(RpcCall(f"{self._calls:032x}", method, params, body, self.cell))
 
     async def child(self, query: str, context: str) -> str:
         """Call ``rlm_query``."""
@@ -148,12 +156,14 @@ class FakeBoxes:
         opened: the boxes, in order.
         closed: how many of them were left.
         failure: raised instead of opening one.
+        cells_before: that each is said to have run.
     """
 
     cells: list[list[CellBody]] = field(default_factory=list)
     opened: list[FakeBox] = field(default_factory=list)
     closed: int = 0
     failure: Exception | None = None
+    cells_before: int = 0
 
     @asynccontextmanager
     async def open(self, policy: Policy, context: Context, rpc: RpcHandler) -> AsyncIterator[FakeBox]:
@@ -162,6 +172,7 @@ class FakeBoxes:
         number = len(self.opened)
         bodies = self.cells[number] if number < len(self.cells) else []
         self.opened.append(FakeBox(policy, context, rpc, deque(bodies)))
+        self.opened[number].cell = self.cells_before
         try:
             yield self.opened[number]
         finally:

@@ -88,6 +88,7 @@ def a_run() -> list[Event]:
         events.Diverged(1, "it printed something else"),
         events.LimitReached("calls", 0.0),
         events.RootFailed(2, "model_request", "400 from the provider", 2, 1.5),
+        events.BudgetTold(1, 1, {"calls": 37, "wall_s": 590.5}),
         events.SandboxClosed("c0ffee" * 5),
         finished(),
     ]

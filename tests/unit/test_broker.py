@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from orchestrator import broker_cell
+from orchestrator import broker, broker_cell
 from orchestrator.context import Context
 from orchestrator.errors import (
     ConfigurationError,
@@ -19,6 +19,7 @@ from orchestrator.errors import (
     SandboxStartError,
 )
 from orchestrator.events import (
+    BudgetTold,
     FinalSet,
     Refused,
     RetryScheduled,
@@ -272,6 +273,18 @@ class TestBudgets:
         clock.now += 10
         assert (await bench.refusal("llm_query", {}, "p")).reason == "wall_s"
         assert bench.model.requests == []
+
+    async def test_what_is_left_is_recorded_before_the_box_sees_it_and_a_flood_of_it_is_not(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(broker, "RECORDED_BUDGETS", 2)
+        bench = Bench()
+        told = [(await bench.call("budget")).result for _ in range(4)]
+        recorded = bench.journal.of(BudgetTold)
+        assert [(event.cell, event.nth, event.left) for event in recorded] == [(1, 1, told[0]), (1, 2, told[1])]
+        bench.journal.full = True
+        assert (await bench.call("budget")).result["calls"] == told[0]["calls"]
+        assert (await bench.refusal("budget", cell=2)).reason == "run_stopped"
 
 
 class TestBatches:

@@ -9,11 +9,11 @@ import pytest
 
 from orchestrator import events
 from orchestrator.errors import JournalError, ResumeError
-from orchestrator.events import Envelope, Event, Recorder
+from orchestrator.events import Envelope, Event, GivenUpError, Recorder
 from orchestrator.ledger import NANO
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.replay import OnDivergence, Replay
-from orchestrator.trajectory.tape import Tape
+from orchestrator.trajectory.tape import LATE, Tape
 from tests.support import runs
 
 
@@ -45,6 +45,17 @@ def turn_with_a_cell(*calls: Event, stdout: str = "") -> list[Event]:
     """Return a run of one whole turn."""
     ends = events.CellFinished(1, 1, runs.cell_result(stdout=stdout))
     return [runs.started(), runs.replied(), events.CellStarted(1, 1, "code"), *calls, ends, events.Observed(1, "seen")]
+
+
+def cell_that(ended: str, *calls: Event) -> list[Event]:
+    """Return a run whose first cell ended in a way."""
+    ends = events.CellFinished(1, 1, runs.cell_result(status=ended))
+    return [runs.started(), runs.replied(), events.CellStarted(1, 1, "code"), *calls, ends]
+
+
+def retold(folder: Path, *happened: Event) -> Tape:
+    """Record a run, and read it as a tape that is not to go on."""
+    return Tape.of(journal(folder, *happened).path, whole=True)
 
 
 class Played:
@@ -80,9 +91,9 @@ class TestTape:
                 runs.answered(3, "A2"),
             ),
         )
-        found = [tape.claim("sub-model", prompt, 512) for prompt in ("b", "a", "a", "a")]
+        found = [tape.claim(1, "sub-model", prompt, 512) for prompt in ("b", "a", "a", "a")]
         assert [call and call.answer and call.answer["text"] for call in found] == ["B", "A1", "A2", None]
-        assert tape.claim("other-model", "a", 512) is None
+        assert tape.claim(1, "other-model", "a", 512) is None
         assert tape.last_call == 3
 
     def test_what_was_paid_for_and_is_not_played_back_is_counted(self, tmp_path: Path) -> None:
@@ -197,6 +208,85 @@ class TestReplay:
         assert [envelope.event for envelope in stopped.heard] == [events.Diverged(1, what)]
         live = Played(journal(tmp_path, *whole, run="r2"), "live")
         assert live.emit(*differs)[0] == events.Diverged(1, what)
+
+    @pytest.mark.parametrize("then", ["timeout", "cancelled"])
+    def test_what_a_stopped_cell_did_not_get_it_does_not_get_and_that_is_no_news(
+        self, tmp_path: Path, then: str
+    ) -> None:
+        tape = retold(
+            tmp_path,
+            *cell_that(then, runs.asked(1, "given up"), failed(1, "cancelled"), runs.asked(2, "late"), failed(2, LATE)),
+            events.Refused(1, "llm_query", LATE, 0.0, nth=2, message="late"),
+            events.CellStarted(2, 2, "asks again"),
+            events.SubcallStarted(3, 2, "sub-model", "given up", 512),
+            runs.answered(3, "only the second time"),
+            events.CellFinished(2, 2, runs.cell_result()),
+        )
+        played = Played(tape)
+        for prompt in ("given up", "late", "had not left"):
+            with pytest.raises(GivenUpError) as caught:
+                played.emit(runs.asked(1, prompt))
+            assert caught.value.stops
+        for ask in (
+            lambda: played.recorder.recall_tool(1, "lookup", "{}"),
+            lambda: played.recorder.refusal(1, "llm_query", 2),
+            lambda: played.recorder.begin_child(1, interrupted=True),
+            lambda: played.recorder.begin_child(1, interrupted=False),
+        ):
+            with pytest.raises(GivenUpError):
+                ask()
+        assert played.emit(events.SubcallStarted(4, 2, "sub-model", "given up", 512)) == []
+        for now in ("cancelled", "timeout"):
+            assert played.emit(events.CellFinished(1, 1, runs.cell_result(status=now, stdout="further"))) == []
+        with pytest.raises(ResumeError, match=f"it ended as ok, and as {then} then"):
+            played.emit(events.CellFinished(1, 1, runs.cell_result()))
+
+    def test_a_call_that_a_cell_did_not_wait_for_is_given_up_again_and_the_cell_goes_on(self, tmp_path: Path) -> None:
+        played = Played(journal(tmp_path, *turn_with_a_cell(runs.asked(1, "thread"), failed(1, "cancelled"))))
+        with pytest.raises(GivenUpError) as caught:
+            played.emit(runs.asked(1, "thread"))
+        assert not caught.value.stops
+        with pytest.raises(GivenUpError) as caught:
+            played.recorder.begin_child(1, interrupted=True)
+        assert not caught.value.stops
+        played.recorder.begin_child(1, interrupted=False)  # its journal is lost
+
+    def test_a_cell_in_which_the_run_was_interrupted_is_not_over_for_one_that_goes_on(self, tmp_path: Path) -> None:
+        happened = cell_that("cancelled", runs.asked(1, "a"), failed(1, "cancelled"))
+        assert retold(tmp_path / "retold", *happened).finished(1)
+        tape = journal(tmp_path, *happened)
+        assert not tape.finished(1)
+        new = Played(tape).emit(runs.asked(1, "a"), events.CellFinished(1, 1, runs.cell_result()))
+        assert [event.kind for event in new] == ["subcall_started", "cell_finished"]
+        assert not journal(tmp_path, *cell_that("timeout"), run="r2").stopped(2)
+
+    def test_one_that_is_not_live_asks_nobody_whatever_the_cell(self, tmp_path: Path) -> None:
+        played = Played(journal(tmp_path, *turn_with_a_cell(), events.CellStarted(2, 2, "cut off")))
+        played.recorder.live = False
+        for cell in (1, 2, 3):
+            for ask in (
+                lambda cell=cell: played.emit(asked_by(cell)),
+                lambda cell=cell: played.recorder.recall_tool(cell, "lookup", "{}"),
+                lambda cell=cell: played.recorder.begin_child(cell, interrupted=False),
+                lambda cell=cell: played.recorder.begin_child(cell, interrupted=True),
+            ):
+                with pytest.raises((ResumeError, GivenUpError)):
+                    ask()
+        assert played.live == 0
+        played = Played(played.recorder.tape)
+        played.recorder.live = False
+        with pytest.raises(ResumeError, match="was not run then"):
+            played.emit(events.CellStarted(0, 3, "code"))
+        with pytest.raises(ResumeError, match="not recorded"):
+            played.recorder.recall("sub", "sub-model", "new", 512)
+        assert played.live == 0
+
+    def test_what_is_left_is_told_as_it_was_told_then(self, tmp_path: Path) -> None:
+        told = events.BudgetTold(1, 2, {"calls": 7, "wall_s": 1.5})
+        played = Played(journal(tmp_path, *turn_with_a_cell(told)))
+        assert played.recorder.budget(1, 2) == told.left
+        assert played.recorder.budget(1, 1) is None
+        assert played.recorder.budget(2, 2) is None
 
     def test_one_that_only_prints_something_else_goes_on_and_is_told(self, tmp_path: Path) -> None:
         played = Played(journal(tmp_path, *turn_with_a_cell(stdout="now: 1\n")))

@@ -136,6 +136,7 @@ class _Run:
             "retry_scheduled": self._retry_scheduled,
             "estimate_charged": self._estimate_charged,
             "circuit_changed": self._circuit_changed,
+            "budget_told": self._untold,
             "tool_started": self._tool_started,
             "tool_finished": self._tool_finished,
             "tool_failed": self._tool_failed,
@@ -320,6 +321,9 @@ class _Run:
             "turns": int(said["turns"]),
             "usage": numbers,
         }
+
+    def _untold(self, record: Record, said: Data) -> None:
+        """Pass over what is for a resumed run and nobody else."""
 
     def _unknown(self, record: Record, said: Data) -> None:
         del said
