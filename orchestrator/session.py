@@ -202,8 +202,8 @@ class Session:
     async def answer(self, call: RpcCall) -> RpcReply:
         """Answer a call of the box through the broker.
 
-        Where that shows that the run must stop, the cell is interrupted. What is no answer and no refusal ends it and
-        the box.
+        Where that shows that the run must stop, the cell is interrupted. A call that is given up again waits for its
+        end. What else is no answer and no refusal ends it and the box.
         """
         if self._broker is None:
             raise RpcRefusal("no_open_cell", "the box is not open yet")
@@ -215,11 +215,12 @@ class Session:
                 self._stop.set()
             raise
         except GivenUpError as error:
-            await self._give_up(stops=error.stops)
+            stops = error.stops
         except Exception as error:
             self._failure = self._failure or error
             self._running.cancel()
             raise RpcRefusal("run_stopped", "the run is being ended") from error
+        return await self._give_up(stops=stops)
 
     async def _give_up(self, *, stops: bool) -> Never:
         """Wait for the end of the cell that runs; where it did not end by itself then, stop it soon."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
@@ -16,6 +16,7 @@ from orchestrator.models.base import ModelReply, ModelRequest
 from orchestrator.rlm import recursion
 from orchestrator.trajectory.journal import read
 from orchestrator.trajectory.verify import verify
+from orchestrator.trajectory.view import render
 from orchestrator.transport.rpc import RpcRefusal
 from tests.support.fake_session import CellBody, FakeBox, finals
 from tests.unit.test_dialogue import POLICY, Desk
@@ -31,7 +32,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-async def hang_bound() -> Iterator[None]:  # type: ignore[misc]
+async def hang_bound() -> AsyncIterator[None]:
     with anyio.fail_after(60):
         yield
 
@@ -158,6 +159,7 @@ async def test_a_run_that_was_interrupted_in_a_cell_runs_it_again_and_goes_on(tm
     assert sorted(again.sub.served) == ["last", "of the child"]
     assert "diverged" not in [record.kind for record in read(again.journal)]
     in_order(again.journal, result)
+    assert [line for line in render(again.journal) if "cell 1 " in line][-1].endswith("cell 1 ok in 0.00 s")
     once_more = Machine(tmp_path)
     assert (await once_more.rlm.aresume(again.journal, CONTEXT)).answer == result.answer
     assert once_more.served == []
