@@ -268,6 +268,11 @@ async def test_parents_that_hold_every_place_and_wait_for_children_of_their_own_
         await box.call("final", "x")
 
     alive_now = most = 0
+    full = anyio.Event()
+
+    async def leaf(box: FakeBox) -> None:
+        await full.wait()  # or one could be over before the next begins
+        await box.call("final", "leaf")
 
     class Counting(FakeBoxes):
         """Boxes by the depth of their policy: each but the deepest asks for two children."""
@@ -275,9 +280,11 @@ async def test_parents_that_hold_every_place_and_wait_for_children_of_their_own_
         @asynccontextmanager
         async def open(self, policy: Policy, context: Context, rpc: RpcHandler) -> AsyncIterator[FakeBox]:
             nonlocal alive_now, most
-            self.cells.append([asks_two if policy.budget.depth else finals("leaf")])
+            self.cells.append([asks_two if policy.budget.depth else leaf])
             alive_now += policy.budget.depth < 2
             most = max(most, alive_now)
+            if most == alive:
+                full.set()
             async with super().open(policy, context, rpc) as box:
                 yield box
             alive_now -= policy.budget.depth < 2
