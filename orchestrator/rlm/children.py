@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import anyio
 from anyio import to_thread
 
 from orchestrator.errors import JournalError, LimitExceededError, SandboxError
 from orchestrator.events import ChildFinished, ChildStarted, Recorder
-from orchestrator.ledger import NANO, Amount, Bill, Paid
-from orchestrator.policy import Budget
+from orchestrator.ledger import NANO, Amount, Bill, Paid, Scope
+from orchestrator.policy import Budget, Policy
+from orchestrator.rlm.places import Places
 from orchestrator.rlm.result import INTERRUPTED, Result
 from orchestrator.session import ChildCall
 from orchestrator.text import cut_to_bytes
 from orchestrator.trajectory.tape import Tape
 from orchestrator.transport.rpc import RpcRefusal
-
-if TYPE_CHECKING:
-    from orchestrator.rlm.recursion import Run
 
 # Of the time a cell has left, kept so that a child that ran out of time can still report what it has.
 REPORT_SHARE, REPORT_MOST_S = 0.1, 10.0
@@ -30,15 +28,62 @@ LEAST_CHILD_S = 0.05
 _PARTIAL_BYTES = 4096
 
 
+class Child(Protocol):
+    """What is carried out: a :class:`orchestrator.rlm.recursion.Run`."""
+
+    @property
+    def id(self) -> str:
+        """Of the run."""
+
+    @property
+    def scope(self) -> Scope:
+        """What it may spend."""
+
+    async def complete(self) -> Result:
+        """Carry it out, once."""
+
+    def owe(self, unpaid: Iterable[Paid]) -> None:
+        """Book what was paid for in earlier parts of it."""
+
+    def let_go(self) -> None:
+        """Forget what may be large."""
+
+
+class Parent(Protocol):
+    """Whose box asks for child runs."""
+
+    @property
+    def id(self) -> str:
+        """Of the run."""
+
+    @property
+    def scope(self) -> Scope:
+        """What it may spend."""
+
+    @property
+    def policy(self) -> Policy:
+        """What it may do."""
+
+    @property
+    def places(self) -> Places:
+        """Of the boxes of all runs below the first."""
+
+    @property
+    def tape(self) -> Tape | None:
+        """What its journal has of it already, when it is resumed."""
+
+    def child(self, scope: Scope, policy: Policy, call: ChildCall, identity: str, past: Tape | None) -> Child:
+        """Return the run that a call asks for; ``past`` is what is recorded of it, where it began."""
+
+
 class Children:
     """Carries out the child runs of one run, as a :data:`orchestrator.session.ChildRun`."""
 
-    def __init__(self, parent: Run, recorder: Recorder) -> None:
+    def __init__(self, parent: Parent, recorder: Recorder) -> None:
         """Serve the box of ``parent``."""
         self._parent = parent
         self._recorder = recorder
-        past = None if parent.past is None else parent.past.tape
-        self._past = past
+        self._past = past = parent.tape
         self._numbers = count(1 if past is None else past.last_child + 1)
 
     async def __call__(self, call: ChildCall) -> str:
@@ -69,7 +114,7 @@ class Children:
             raise _refusal(result)
         return result.answer
 
-    async def _carry_out(self, run: Run, call: ChildCall, past: Tape | None) -> Result:
+    async def _carry_out(self, run: Child, call: ChildCall, past: Tape | None) -> Result:
         if past is not None and past.ended is not None and _is_over(past):
             return _as_it_ended(run, past, past.ended)
         status, reason = "failed", INTERRUPTED
@@ -93,7 +138,7 @@ class Children:
             self._past.children.append(known)  # it was cut off before its first event: there is nothing to go on with
             return None
 
-    def _child(self, call: ChildCall, past: Tape | None) -> Run:
+    def _child(self, call: ChildCall, past: Tape | None) -> Child:
         parent, now = self._parent, anyio.current_time()
         left = min(call.deadline, parent.scope.deadline) - now
         wall_s = min(parent.policy.budget.wall_s, left - min(REPORT_SHARE * left, REPORT_MOST_S))
@@ -114,7 +159,7 @@ def _is_over(past: Tape) -> bool:
     return ended is not None and (ended["status"], ended["reason"]) != ("failed", INTERRUPTED)
 
 
-def _as_it_ended(run: Run, past: Tape, ended: dict[str, Any]) -> Result:
+def _as_it_ended(run: Child, past: Tape, ended: dict[str, Any]) -> Result:
     """Return how a child run ended that was over when its parent was cut off, and book what it cost."""
     run.owe(_account(ended["usage"], run.scope.depth))
     error = SandboxError(ended["reason"]) if ended["status"] == "failed" else None

@@ -143,6 +143,11 @@ class Run:
         return self.result
 
     @property
+    def tape(self) -> Tape | None:
+        """What its journal has of it already, when it is resumed."""
+        return None if self.past is None else self.past.tape
+
+    @property
     def result(self) -> Result:
         """How it went: once :meth:`complete` is over, even by an exception."""
         end = self._end
