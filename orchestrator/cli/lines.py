@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, Protocol
@@ -14,6 +17,7 @@ from orchestrator.errors import ConfigurationError
 # Of a line in UTF-8. A question may have a quarter of that in characters, of which none takes more than four bytes.
 MOST_BYTES = 400_000
 PROMPT = "> "
+_WAKE_S = 0.05
 
 
 class Lines(Protocol):
@@ -111,7 +115,7 @@ class Typed:
     def next(self) -> str | None:
         """Return the next line."""
         try:
-            with _shown_on_stderr():
+            with _shown_on_stderr(), _woken_by_signals():
                 return input(PROMPT)
         except (EOFError, OSError):  # the second: a terminal that has gone
             note("")  # the prompt's line has no end yet
@@ -137,3 +141,34 @@ def _shown_on_stderr() -> Iterator[None]:
     finally:
         os.dup2(answers, 1)
         os.close(answers)
+
+
+@contextmanager
+def _woken_by_signals() -> Iterator[None]:
+    """Have a signal interrupt ``input`` even where it comes just before that begins to wait.
+
+    readline waits by select(2) and does not look whether a signal has come since it last did: such a one would be heard
+    with the next key. A second signal, which readline itself catches and nobody else asks for, ends that wait.
+    """
+    heard, tell = socket.socketpair()
+    tell.settimeout(0)  # as set_wakeup_fd() asks for
+    main, over = threading.get_ident(), threading.Event()
+
+    def wake() -> None:
+        while heard.recv(1) and not over.is_set():
+            while not over.wait(_WAKE_S):
+                signal.pthread_kill(main, signal.SIGWINCH)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    waker = threading.Thread(target=wake, daemon=True)
+    waker.start()  # with all of them blocked: they are for this thread
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    last = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(last)
+        over.set()
+        tell.close()
+        waker.join()
+        heard.close()
