@@ -156,6 +156,13 @@ def test_find_returns_the_image_of_these_sources(sources: Path) -> None:
     content = image.content_hash()
     name = engine.hold("mine:1", **{image.CONTENT_LABEL: content, image.PROTOCOL_LABEL: str(PROTOCOL_VERSION)})
     assert image.find(engine) == image.ImageRef(name, content, PROTOCOL_VERSION)
+    # By its tag it is found sooner, unless that stands on another image by now.
+    engine.tags[image.tag(content)] = name
+    engine.images = lambda label: pytest.fail(f"searched for {label}")  # type: ignore[method-assign]
+    assert image.find(engine).id == name
+    del engine.images
+    engine.tags[image.tag(content)] = engine.hold("somebody-elses")
+    assert image.find(engine).id == name
 
 
 def test_find_by_reference_that_the_engine_does_not_have_names_it(sources: Path) -> None:
