@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
     from orchestrator.cli.lines import Lines
     from orchestrator.cli.progress import Progress
     from orchestrator.cli.sessions import Past
+    from orchestrator.cli.viewing import View
     from orchestrator.context import Context
-    from orchestrator.events import Envelope
     from orchestrator.rlm.dialogue import AsyncDialogue
     from orchestrator.rlm.result import Result
 
@@ -191,9 +190,10 @@ def _converse(
     from anyio.from_thread import start_blocking_portal
 
     from orchestrator.cli.interrupt import Interrupt
+    from orchestrator.cli.viewing import View
     from orchestrator.rlm.api import RLM
 
-    view = _View(quiet=args.quiet)
+    view = View(quiet=args.quiet)
     rlm = RLM(model=args.model, sub_model=args.sub_model, on_event=run.heard_by(view.sink, run.traced()), **settings)
     with Interrupt(view.message) as interrupt, ExitStack() as stack:
         with interrupt.undivided():
@@ -211,37 +211,6 @@ def _converse(
             chat.farewell()
 
 
-class _View:
-    """The progress of the question that is being answered; between two there is none, and nothing is drawn."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.sink = None if quiet else self._tell
-        self._quiet = quiet
-        self._progress: Progress | None = None
-
-    def _tell(self, envelope: Envelope) -> None:
-        if self._progress is not None:
-            self._progress(envelope)
-
-    def message(self, text: str) -> None:
-        """Show a line that is about this program."""
-        (note if self._progress is None else self._progress.message)(text)
-
-    @contextmanager
-    def question(self) -> Iterator[Progress | None]:
-        """Show the progress of one question; at the end what was drawn anew is gone."""
-        from orchestrator.cli.progress import Progress
-        from orchestrator.models.prices import PriceTable
-
-        self._progress = None if self._quiet else Progress.on(sys.stderr, PriceTable.load())
-        try:
-            yield self._progress
-        finally:
-            if self._progress is not None:
-                self._progress.close()
-            self._progress = None
-
-
 class _Chat:
     """A session and the person, or the pipe, that asks.
 
@@ -255,7 +224,7 @@ class _Chat:
         portal: BlockingPortal,
         dialogue: AsyncDialogue,
         interrupt: Interrupt,
-        view: _View,
+        view: View,
         added: _Added | None,
     ) -> None:
         self._args = args
