@@ -58,7 +58,7 @@ from orchestrator.errors import (
     ProviderDownError,
     RlmSandboxError,
 )
-from orchestrator.events import BudgetTold, FinalSet, Recorder
+from orchestrator.events import BudgetTold, FinalSet
 from orchestrator.ledger import Amount, Reservation, Scope
 from orchestrator.memo import Memo
 from orchestrator.metering import Complete, Till
@@ -66,6 +66,7 @@ from orchestrator.models import retry
 from orchestrator.models.base import Message, Model, ModelRequest
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.subcalls import Subcalls
 from orchestrator.text import cut_to_bytes, size
 from orchestrator.toolcalls import Toolcalls

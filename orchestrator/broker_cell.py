@@ -9,9 +9,10 @@ from typing import Final
 import anyio
 
 from orchestrator.broker_params import invalid
-from orchestrator.events import Recorder, Refused
+from orchestrator.events import Refused
 from orchestrator.ledger import Amount, Reservation
 from orchestrator.models.base import Model
+from orchestrator.recording import Recorder
 from orchestrator.transport.rpc import RpcCall, RpcRefusal
 
 # Six batches of 10,000 prompts; about 10 MB of ids on the host.

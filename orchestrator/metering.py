@@ -31,12 +31,13 @@ from typing import Any, Final, Protocol, cast, get_args
 import anyio
 
 from orchestrator.errors import ModelAuthenticationError, ModelError, ModelRequestError, ModelUnavailableError
-from orchestrator.events import CircuitChanged, EstimateCharged, Past, Recorder, RetryScheduled
+from orchestrator.events import CircuitChanged, EstimateCharged, RetryScheduled
 from orchestrator.ledger import NANO, Amount, Bill, Reservation, Scope
 from orchestrator.models import retry
 from orchestrator.models.base import Model, ModelReply, ModelRequest, StopReason, Usage
 from orchestrator.models.circuit import Change, provider_of
 from orchestrator.models.prices import PriceTable
+from orchestrator.recording import Past, Recorder
 from orchestrator.text import one_line, size
 from orchestrator.traffic import Lane
 

@@ -12,7 +12,7 @@ import anyio
 from orchestrator.broker import Accept, Broker
 from orchestrator.context import Context
 from orchestrator.errors import RlmSandboxError
-from orchestrator.events import KEPT, CellFinished, CellStarted, GivenUpError, Recorder, SandboxClosed, SandboxOpened
+from orchestrator.events import KEPT, CellFinished, CellStarted, SandboxClosed, SandboxOpened
 from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.ledger import Reservation, Scope
@@ -21,6 +21,7 @@ from orchestrator.models import retry
 from orchestrator.models.base import Model
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.recording import GivenUpError, Recorder
 from orchestrator.tools import Toolbox
 from orchestrator.traffic import Lane
 from orchestrator.transport.rpc import RpcCall, RpcHandler, RpcRefusal, RpcReply

@@ -11,8 +11,9 @@ import anyio
 from anyio import to_thread
 
 from orchestrator.errors import LimitExceededError
-from orchestrator.events import Recorder, ToolFailed, ToolFinished, ToolStarted
+from orchestrator.events import ToolFailed, ToolFinished, ToolStarted
 from orchestrator.ledger import Amount, Scope
+from orchestrator.recording import Recorder
 from orchestrator.text import one_line, size
 from orchestrator.tools import BadArgumentsError, Tool, Toolbox, ToolError
 from orchestrator.transport.rpc import RpcRefusal, RpcReply

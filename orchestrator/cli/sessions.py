@@ -77,13 +77,10 @@ def session_of(path: Path) -> str:
     Raises:
         JournalError: it cannot be read.
     """
-    from orchestrator.trajectory.journal import RUN_ID
+    from orchestrator.trajectory import following
 
     first = _first(path)
-    session = None if first is None else first.fields.get("session")
-    identity = session.get("id") if isinstance(session, dict) else None
-    # It becomes a part of the names of files: what no session of ours is called is none.
-    return identity if isinstance(identity, str) and RUN_ID.fullmatch(identity) else ""
+    return "" if first is None else following.session_of(first.fields)
 
 
 def find(name: str, directory: Path) -> Path:

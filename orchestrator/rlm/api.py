@@ -26,12 +26,13 @@ from orchestrator.rlm.choices import OpenModels, check_caps, chosen, spec_of
 from orchestrator.rlm.dialogue import AsyncDialogue, Dialogue
 from orchestrator.rlm.form import AnswerForm
 from orchestrator.rlm.question import checked, new_run_id
-from orchestrator.rlm.recursion import Resuming, Run, Tree
+from orchestrator.rlm.recursion import Resuming, Run
 from orchestrator.rlm.result import Result
 from orchestrator.rlm.resume import Resumable, result_of
 from orchestrator.rlm.saved import OnDivergence as SessionOnDivergence
 from orchestrator.rlm.saved import Saved, session_of
 from orchestrator.rlm.stream import RunStream, both, streamed
+from orchestrator.rlm.tree import Tree
 from orchestrator.session import Backing, OpenBox, open_sandbox
 from orchestrator.tools import toolbox
 from orchestrator.traffic import Lane, Limits

@@ -11,9 +11,10 @@ import anyio
 from anyio import to_thread
 
 from orchestrator.errors import JournalError, LimitExceededError, SandboxError
-from orchestrator.events import ChildFinished, ChildStarted, Recorder
+from orchestrator.events import ChildFinished, ChildStarted
 from orchestrator.ledger import NANO, Amount, Bill, Paid, Scope
 from orchestrator.policy import Budget, Policy
+from orchestrator.recording import Recorder
 from orchestrator.rlm.places import Places
 from orchestrator.rlm.result import INTERRUPTED, Result
 from orchestrator.session import ChildCall

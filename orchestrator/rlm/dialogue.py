@@ -27,12 +27,13 @@ from orchestrator.rlm.form import AnswerForm
 from orchestrator.rlm.history import History
 from orchestrator.rlm.lodging import Lodging
 from orchestrator.rlm.question import checked
-from orchestrator.rlm.recursion import Resuming, Run, Tree
+from orchestrator.rlm.recursion import Resuming, Run
 from orchestrator.rlm.result import Result
 from orchestrator.rlm.resume import Resumable, form_of, recorded_policy, result_of
 from orchestrator.rlm.saved import OnDivergence, Saved
 from orchestrator.rlm.sitting import Sitting
 from orchestrator.rlm.stream import RunStream, both, streamed
+from orchestrator.rlm.tree import Tree
 from orchestrator.trajectory.tape import Tape
 
 # A question that is to end by itself interrupts its cell, which takes the ladder's 2 s at most.
@@ -46,14 +47,12 @@ class AsyncDialogue:
         id: of the session; its runs are ``<id>-1``, ``<id>-2`` and so on.
         policy: of each question.
         results: of the questions so far, oldest first.
-        unfinished: the question that was being answered when the session was cut off; empty where none was.
     """
 
     def __init__(self, tree: Tree, policy: Policy, identity: str, lodging: Lodging, origin: dict[str, Any]) -> None:
         self.id = identity
         self.policy = policy
         self.results: tuple[Result, ...] = ()
-        self.unfinished = ""
         self._tree = tree
         self._lodging = lodging
         self._origin = origin
@@ -61,7 +60,6 @@ class AsyncDialogue:
         self._infos: list[ContextInfo] = []
         self._taken = Taken()
         self._asked = 0
-        self._head = ""
         self._cut_off: Tape | None = None
         self._broken: JournalError | None = None
         self._one = anyio.Lock()
@@ -92,6 +90,11 @@ class AsyncDialogue:
     def contexts(self) -> int:
         """How many contexts the session has."""
         return len(self._infos)
+
+    @property
+    def unfinished(self) -> str:
+        """The question that was being answered when the session was cut off; empty where none was."""
+        return "" if self._cut_off is None else str(self._cut_off.started["query"])
 
     async def ask(
         self,
@@ -150,7 +153,7 @@ class AsyncDialogue:
                 raise ResumeError("the variables that the question had found are lost: ask it again")
             past = Resumable(tape, self.policy, str(tape.started["query"]), form_of(tape))
             past.check_time()
-            self._cut_off, self.unfinished = None, ""
+            self._cut_off = None
             run = self._run(past.query, past.rest, tape.run, past.form, self._tree)
             run.past = Resuming(tape)
             return await self._carry_out(run, stop)
@@ -172,7 +175,7 @@ class AsyncDialogue:
                 await self._take(context)
             elif not self._infos:
                 raise ConfigurationError("the first question of a session needs a context")
-            self._cut_off, self.unfinished = None, ""
+            self._cut_off = None
             self._asked += 1
             tree = self._tree if sink is None else replace(self._tree, sink=both(self._tree.sink, sink))
             run = self._run(query, self.policy, f"{self.id}-{self._asked}", form, tree)
@@ -196,9 +199,7 @@ class AsyncDialogue:
         self._lodging.contexts.append(context)
 
     def _run(self, query: str, policy: Policy, identity: str, form: AnswerForm | None, tree: Tree) -> Run:
-        sitting = Sitting(
-            self.id, self._asked, self._lodging, self._history, tuple(self._infos), self._head, self._last
-        )
+        sitting = Sitting(self.id, self._asked, self._lodging, self._history, tuple(self._infos), self._last)
         context = self._lodging.contexts[-1]
         return Run(tree, Scope.root(policy.budget), policy, context, query, identity, form=form, sitting=sitting)
 
@@ -218,7 +219,6 @@ class AsyncDialogue:
         return self._note(run.result)
 
     def _note(self, result: Result) -> Result:
-        self._head = result.journal_head
         self.results += (result,)
         if isinstance(result.error, JournalError):
             self._broken = result.error
@@ -238,9 +238,7 @@ class AsyncDialogue:
                 relived = relived[1:] if await self._relive(tape, saved.on_divergence) else []
             self._history.retell(tape.talk)
             self.results += (result_of(tape),)
-            self._head = tape.head
         self._asked, self._cut_off = saved.asked, saved.cut_off
-        self.unfinished = "" if saved.cut_off is None else str(saved.cut_off.started["query"])
 
     async def _relive(self, tape: Tape, on_divergence: OnDivergence) -> bool:
         """Have the box as it was after a question; return whether it is."""

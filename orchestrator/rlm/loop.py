@@ -26,11 +26,12 @@ from orchestrator.errors import (
     RlmSandboxError,
     SandboxError,
 )
-from orchestrator.events import Observed, Recorder
+from orchestrator.events import Observed
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.ledger import Scope
 from orchestrator.models.base import ModelReply
 from orchestrator.policy import Limits
+from orchestrator.recording import Recorder
 from orchestrator.rlm import prompt
 from orchestrator.rlm.conversation import Conversation
 from orchestrator.rlm.form import WRONG_FORM, AnswerCheck

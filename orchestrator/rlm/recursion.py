@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -28,17 +27,11 @@ from orchestrator.errors import (
     SandboxError,
     ungrouped,
 )
-from orchestrator.events import (
-    Recorder,
-    Resumed,
-    RunFinished,
-    RunStarted,
-    Sink,
-)
+from orchestrator.events import Resumed, RunFinished, RunStarted, Sink
 from orchestrator.ledger import Paid, Scope
 from orchestrator.metering import Till
-from orchestrator.models.base import Model
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.rlm import prompt
 from orchestrator.rlm.children import Children
 from orchestrator.rlm.conversation import Conversation
@@ -49,36 +42,14 @@ from orchestrator.rlm.loop import Loop, ask_by
 from orchestrator.rlm.places import Places
 from orchestrator.rlm.result import INTERRUPTED, Outcome, Result
 from orchestrator.rlm.sitting import Sitting
-from orchestrator.session import GIVEN_UP_S, Backing, ChildCall, Session, open_session
+from orchestrator.rlm.tree import Tree
+from orchestrator.session import GIVEN_UP_S, ChildCall, Session, open_session
 from orchestrator.tools import Toolbox
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.replay import OnDivergence, Replay
 from orchestrator.trajectory.tape import Tape, TapedCell
 
 _INTERRUPTED = Outcome("failed", None, INTERRUPTED)
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """What all runs of a tree share.
-
-    Attributes:
-        root_model: drives every run.
-        backing: answers every box.
-        journal: folder of the journals, one a run; None keeps none.
-        sink: hears the events of every run.
-        redact: the journals hold lengths and hashes in the place of texts.
-        tools: functions that the box of the first run may call.
-        child_tools: those that the boxes of its children may.
-    """
-
-    root_model: Model
-    backing: Backing
-    journal: Path | None = None
-    sink: Sink | None = None
-    redact: bool = False
-    tools: Toolbox = field(default_factory=dict)
-    child_tools: Toolbox = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -135,7 +106,7 @@ class Run:
         """
         began = monotonic()
         try:
-            info = await to_thread.run_sync(describe, self.context)
+            info = await self._described()
             async with self._recorded() as recorder:
                 self._end = await self._outcome(recorder, info, stop, began)
         finally:
@@ -246,7 +217,7 @@ class Run:
             return await self._answer_directly(recorder, check)
         async with self._session(recorder, Children(self, recorder), check) as self._cells:
             limits, wall_s = self.policy.limits, self.policy.budget.wall_s
-            *before, most = lazies(self._contexts, limits.memory_mb)
+            *before, most = await to_thread.run_sync(lazies, self._contexts, limits.memory_mb)
             earlier = None
             if self.sitting is not None:
                 earlier = await self.sitting.begin(self._cells, limits.cell_timeout_s, before)
@@ -374,6 +345,11 @@ class Run:
         """Book what was paid before this part of the run, whatever is left."""
         for paid in unpaid:
             self.scope.owe(paid)
+
+    async def _described(self) -> ContextInfo:
+        if self.sitting is not None:
+            return self.sitting.contexts[-1]
+        return await to_thread.run_sync(describe, self.context)
 
     def _reads_directly(self, info: ContextInfo) -> bool:
         """Whether the context is so short that the model simply reads it; a session is about its box."""

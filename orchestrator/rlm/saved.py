@@ -17,7 +17,8 @@ from orchestrator.errors import JournalError, ResumeError
 from orchestrator.events import KEPT
 from orchestrator.policy import Policy
 from orchestrator.rlm.resume import not_redacted, recorded_policy
-from orchestrator.trajectory.journal import RUN_ID, SUFFIX, read
+from orchestrator.trajectory import following
+from orchestrator.trajectory.journal import SUFFIX, read
 from orchestrator.trajectory.tape import Tape
 
 OnDivergence = Literal["stop", "fresh"]
@@ -102,10 +103,8 @@ def session_of(path: Path) -> str:
         raise JournalError(f"{path} holds no beginning of a run: give the journal of another question of its session")
     if first.parent is not None:
         raise ResumeError(f"{path} is the journal of a child run: give that of the question, {first.parent}")
-    session = first.fields.get("session")
-    identity = session.get("id") if isinstance(session, dict) else None
-    # It becomes a part of the names of files.
-    if not isinstance(identity, str) or not RUN_ID.fullmatch(identity):
+    identity = following.session_of(first.fields)
+    if not identity:
         raise ResumeError(f"{path} is the journal of a run of its own and of no session: `journal resume` takes it up")
     return identity
 

@@ -29,8 +29,7 @@ class Sitting:
         lodging: has the box.
         history: of the session, which the question goes on with.
         contexts: facts of all contexts, oldest first.
-        previous: value of the hash chain at the end of the journal of the question before; empty without one.
-        last: how that question ended; None for the first.
+        last: how the question before ended; None for the first.
     """
 
     session: str
@@ -38,7 +37,6 @@ class Sitting:
     lodging: Lodging
     history: History
     contexts: Sequence[ContextInfo]
-    previous: str = ""
     last: Result | None = None
 
     def backing(self, backing: Backing) -> Backing:
@@ -50,7 +48,7 @@ class Sitting:
         return {
             "id": self.session,
             "question": self.question,
-            "previous": self.previous,
+            "previous": "" if self.last is None else self.last.journal_head,
             "contexts": [{"kind": info.kind, "sha256": info.sha256, "layout": info.layout} for info in self.contexts],
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,16 @@ from orchestrator.trajectory.journal import RUN_ID, SUFFIX
 from orchestrator.trajectory.reading import read
 
 _WORD_CHARS = 80
+
+
+def session_of(started: Mapping[str, Any]) -> str:
+    """Return the id of the session that a run is a question of, by its first event; empty for a run of its own.
+
+    It becomes a part of the names of files: what no session of ours is called is none.
+    """
+    session = started.get("session")
+    identity = session.get("id") if isinstance(session, dict) else None
+    return identity if isinstance(identity, str) and RUN_ID.fullmatch(identity) else ""
 
 
 def following(path: Path, run: str, session: dict[str, Any], note: Callable[[str], None]) -> Iterator[str]:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from orchestrator import events
 from orchestrator.errors import ResumeError
-from orchestrator.events import Event, GivenUpError, Past, Recorder, Sink
+from orchestrator.events import Event, Sink
 from orchestrator.ledger import Paid
+from orchestrator.recording import GivenUpError, Past, Recorder
 from orchestrator.trajectory.tape import CANCELLED, LATE, STOPPED, Tape, TapedCall
 
 OnDivergence = Literal["stop", "live"]

@@ -19,10 +19,11 @@ from typing import Any
 
 import anyio
 
-from orchestrator.events import Recorder, SubcallFinished
+from orchestrator.events import SubcallFinished
 from orchestrator.kernel.outputs import CellFold
 from orchestrator.ledger import Amount, Bill, Scope
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.transport.rpc import RpcCall, RpcReply
 from sandbox_image import wire

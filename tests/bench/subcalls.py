@@ -18,12 +18,12 @@ from pathlib import Path
 
 import anyio
 
-from orchestrator.events import Recorder
 from orchestrator.ledger import Scope
 from orchestrator.models.anthropic import AnthropicModel
 from orchestrator.models.base import Message, Model, ModelReply, ModelRequest, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.session import Backing, Session, open_session
 from orchestrator.trajectory.journal import JournalWriter
 from tests.bench.rows import Row, timed

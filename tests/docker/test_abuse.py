@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator.events import Envelope, Recorder
+from orchestrator.events import Envelope
 from orchestrator.interpreter import Sandbox
 from orchestrator.ledger import Scope
 from orchestrator.models import retry
@@ -19,7 +19,9 @@ from orchestrator.models.anthropic import AnthropicModel
 from orchestrator.models.base import Model, ModelReply, ModelRequest, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
-from orchestrator.rlm.recursion import Run, Tree
+from orchestrator.recording import Recorder
+from orchestrator.rlm.recursion import Run
+from orchestrator.rlm.tree import Tree
 from orchestrator.sandbox.engine import Engine
 from orchestrator.session import Backing, Session, open_session
 from orchestrator.traffic import Gates, Lane, Limits

@@ -14,14 +14,12 @@ import anyio.lowlevel
 import pytest
 
 from orchestrator.broker import Broker, ChildHandler
-from orchestrator.events import (
-    Recorder,
-)
 from orchestrator.ledger import Scope
 from orchestrator.models import retry
 from orchestrator.models.base import Model
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.tools import Toolbox
 from orchestrator.traffic import Lane
 from orchestrator.transport.rpc import RpcCall, RpcRefusal, RpcReply, encode_refusal

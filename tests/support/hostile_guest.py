@@ -13,13 +13,13 @@ import anyio
 from orchestrator import prepared
 from orchestrator.broker import Broker
 from orchestrator.errors import ConfigurationError
-from orchestrator.events import Recorder
 from orchestrator.interpreter import BoxInfo, Sandbox
 from orchestrator.kernel.client import KernelClient
 from orchestrator.ledger import Scope
 from orchestrator.models.base import Model
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.sandbox.attach import AttachStream
 from orchestrator.sandbox.container import Container
 from orchestrator.transport.mux import Mux, refuse_everything

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from orchestrator.accounts import Path
 from orchestrator.broker import Broker
 from orchestrator.errors import LimitExceededError, ModelRequestError, ModelUnavailableError
-from orchestrator.events import Recorder
 from orchestrator.ledger import Amount, Scope
 from orchestrator.models import retry
 from orchestrator.models.base import ModelReply, ModelRequest, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.traffic import Gates, Lane, Limits
 from orchestrator.transport.rpc import RpcCall, RpcRefusal
 from tests.support.fakes import MemoryJournal

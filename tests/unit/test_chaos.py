@@ -17,17 +17,15 @@ import pytest
 
 from orchestrator import metering
 from orchestrator.context import Context
-from orchestrator.events import (
-    CircuitChanged,
-    Envelope,
-)
+from orchestrator.events import CircuitChanged, Envelope
 from orchestrator.ledger import Amount, Scope
 from orchestrator.models import retry
 from orchestrator.models.base import Model
 from orchestrator.models.circuit import CircuitPolicy, Circuits
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Budget, Policy
-from orchestrator.rlm.recursion import Run, Tree
+from orchestrator.rlm.recursion import Run
+from orchestrator.rlm.tree import Tree
 from orchestrator.session import Backing
 from orchestrator.transport.rpc import RpcHandler, RpcRefusal
 from tests.support.chaos import FAULTS, Provider, Ran, by_key, check_run, open_model

@@ -28,9 +28,10 @@ from orchestrator.errors import (
     RlmSandboxError,
     SandboxGoneError,
 )
-from orchestrator.events import Envelope, Event, Recorder
+from orchestrator.events import Envelope, Event
 from orchestrator.kernel.result import CellError, ExecutionResult
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.rlm.result import Result
 from orchestrator.trajectory.journal import JournalWriter
 from sandbox_image.wire import PROTOCOL_VERSION

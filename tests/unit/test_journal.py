@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from orchestrator import bundle, events
 from orchestrator.errors import JournalError
-from orchestrator.events import CellFinished, Envelope, Event, FinalSet, Recorder, RunFinished, SubcallStarted
+from orchestrator.events import CellFinished, Envelope, Event, FinalSet, RunFinished, SubcallStarted
+from orchestrator.recording import Recorder
 from orchestrator.text import printable
 from orchestrator.trajectory.journal import INLINE_CHARS, JournalWriter, Record, read
 from tests.support.disk import full_disk

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import JournalError
-from orchestrator.events import Envelope, Event, FinalSet, Recorder
+from orchestrator.events import Envelope, Event, FinalSet
+from orchestrator.recording import Recorder
 from orchestrator.trajectory.journal import JournalWriter, read
 
 LONG = "a long text, " * 200

@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator import events
 from orchestrator.errors import JournalError
-from orchestrator.events import Event, Recorder
+from orchestrator.events import Event
+from orchestrator.recording import Recorder
 from orchestrator.text import columns, printable
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.listing import summarize

@@ -13,13 +13,14 @@ from orchestrator.errors import (
     ModelUnavailableError,
     SandboxGoneError,
 )
-from orchestrator.events import LimitReached, Observed, Recorder, RootReplied
+from orchestrator.events import LimitReached, Observed, RootReplied
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.ledger import Amount, Scope
 from orchestrator.metering import Till
 from orchestrator.models.base import ModelReply, ModelRequest, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.rlm.conversation import LAST_TURN_TOKENS, Conversation
 from orchestrator.rlm.form import MAX_WRONG, AnswerCheck, AnswerForm
 from orchestrator.rlm.loop import MAX_BLOCKS, MAX_CODELESS, MAX_FAILED, Loop, ask_by

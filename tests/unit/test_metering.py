@@ -7,13 +7,14 @@ import anyio
 import pytest
 
 from orchestrator.errors import LimitExceededError, ModelError, ModelRequestError, ModelUnavailableError
-from orchestrator.events import EstimateCharged, Past, Recorder, RetryScheduled
+from orchestrator.events import EstimateCharged, RetryScheduled
 from orchestrator.ledger import Amount, Reservation, Scope
 from orchestrator.metering import Exchange, Till
 from orchestrator.models import retry
 from orchestrator.models.base import Message, Model, ModelReply, ModelRequest, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Budget
+from orchestrator.recording import Past, Recorder
 from orchestrator.traffic import Gates, Lane, Limits
 from tests.support.fakes import FakeModel, MemoryJournal
 

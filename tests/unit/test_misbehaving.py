@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from orchestrator.errors import ModelAuthenticationError, ModelError, ProviderDownError
-from orchestrator.events import CircuitChanged, EstimateCharged, Recorder, RetryScheduled
+from orchestrator.events import CircuitChanged, EstimateCharged, RetryScheduled
 from orchestrator.ledger import Scope
 from orchestrator.metering import Answer, Exchange, Till
 from orchestrator.models import retry
@@ -21,6 +21,7 @@ from orchestrator.models.circuit import CircuitPolicy, Circuits
 from orchestrator.models.openai import OpenAIModel
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Budget
+from orchestrator.recording import Recorder
 from tests.support.fakes import MemoryJournal
 from tests.support.model_server import Fault, ModelServer, Reply, Responder
 

@@ -16,7 +16,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from orchestrator import events
 from orchestrator.cli import run as cli
-from orchestrator.events import Event, Recorder
+from orchestrator.events import Event
+from orchestrator.recording import Recorder
 from orchestrator.trajectory.otel import CONTENT_BYTES, Telemetry
 from tests.support import runs
 

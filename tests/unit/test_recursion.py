@@ -25,8 +25,9 @@ from orchestrator.models.base import ModelReply, Usage
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Budget, Policy
 from orchestrator.rlm import recursion
-from orchestrator.rlm.recursion import Run, Tree
+from orchestrator.rlm.recursion import Run
 from orchestrator.rlm.result import Result
+from orchestrator.rlm.tree import Tree
 from orchestrator.session import Backing, Session
 from orchestrator.trajectory import journal
 from orchestrator.transport.rpc import RpcHandler, RpcRefusal

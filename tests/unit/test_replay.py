@@ -9,8 +9,9 @@ import pytest
 
 from orchestrator import events
 from orchestrator.errors import JournalError, ResumeError
-from orchestrator.events import Envelope, Event, GivenUpError, Recorder
+from orchestrator.events import Envelope, Event
 from orchestrator.ledger import NANO
+from orchestrator.recording import GivenUpError, Recorder
 from orchestrator.trajectory.journal import JournalWriter
 from orchestrator.trajectory.replay import OnDivergence, Replay
 from orchestrator.trajectory.tape import LATE, Tape

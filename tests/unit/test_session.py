@@ -9,12 +9,12 @@ import pytest
 from orchestrator import events
 from orchestrator.context import Context
 from orchestrator.errors import JournalError, SandboxGoneError, SandboxStartError
-from orchestrator.events import Recorder
 from orchestrator.kernel.result import ExecutionResult
 from orchestrator.ledger import Scope
 from orchestrator.models.base import ModelReply
 from orchestrator.models.prices import PriceTable
 from orchestrator.policy import Policy
+from orchestrator.recording import Recorder
 from orchestrator.session import Backing, ChildCall, ChildRun, Session, open_session
 from orchestrator.transport.rpc import RpcCall, RpcHandler, RpcRefusal
 from tests.support.fake_session import FakeBox, FakeBoxes, finals
